@@ -1,0 +1,2 @@
+//! Splits documents into chunks that fit the embedding model.
+fn main() {}

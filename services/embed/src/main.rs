@@ -1,0 +1,2 @@
+//! Turns chunks into vectors.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Scores answers: citation validity and groundedness.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Answers questions with citations.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Writes vectors to Qdrant and moves each document's head.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Routes document requests into lanes and extracts their text.
+fn main() {}

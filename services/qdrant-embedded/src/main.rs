@@ -1,0 +1,2 @@
+//! A small server that speaks the part of Qdrant's gRPC that Weir uses, over Qdrant's own engine.
+fn main() {}

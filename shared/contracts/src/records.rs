@@ -1,0 +1,571 @@
+//! The records of `schemas/*.avsc`, field by field.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{CodecError, Record, SchemaDef, decode_avro, encode_avro};
+use crate::{DocumentId, RequestId, Revision, TenantId};
+
+macro_rules! avro_record {
+    ($type:ty, $schema:ident) => {
+        impl Record for $type {
+            fn schema() -> Option<&'static SchemaDef> {
+                Some(&$schema)
+            }
+
+            fn encode(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                encode_avro(&$schema, self, out)
+            }
+
+            fn decode(writer: Option<&apache_avro::Schema>, body: &[u8]) -> Result<Self, CodecError> {
+                decode_avro(&$schema, writer, body)
+            }
+        }
+    };
+}
+
+pub(crate) static SCHEMAS: &[&SchemaDef] = &[
+    &DOCUMENT_REQUEST,
+    &DOCUMENT,
+    &CHUNK_BATCH,
+    &EMBEDDING_BATCH,
+    &REQUEST_OUTCOME,
+    &DOCUMENT_STATUS,
+    &QUESTION,
+    &ANSWER,
+    &ANSWER_TOKEN,
+    &EVALUATION,
+    &USAGE,
+    &TENANT,
+];
+
+/// Store (or replace) the document, or delete it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// `upsert`
+    Upsert,
+    /// `delete`
+    Delete,
+}
+
+/// A producer asks for a document to be stored or deleted. In topics document-requests (any key, any partition) and requests (keyed tenant/document, in its lane).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DocumentRequest {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// Store (or replace) the document, or delete it.
+    pub action: Action,
+    /// The raw bytes of the document; null for a delete or when content_uri is set. At most 1 MiB.
+    #[serde(with = "apache_avro::serde_avro_bytes_opt")]
+    pub content: Option<Vec<u8>>,
+    /// Where the raw bytes lie (claim check), when they are too large for a record: file:// or s3:// or any allow-listed URL.
+    pub content_uri: Option<String>,
+    /// Media type the producer believes the content has. A hint: the content is sniffed.
+    pub content_type: Option<String>,
+    /// Title to show in citations; extracted from the content when null.
+    pub title: Option<String>,
+    /// Free key-value pairs, carried to every chunk, usable as filters of a question.
+    pub metadata: BTreeMap<String, String>,
+    /// A repeat with the same key returns the first outcome.
+    pub idempotency_key: Option<String>,
+    /// When the request was made, milliseconds since the Unix epoch, UTC.
+    pub created_at: i64,
+}
+
+static DOCUMENT_REQUEST: SchemaDef =
+    SchemaDef::new("document-request", include_str!("../../../schemas/document-request.avsc"));
+avro_record!(DocumentRequest, DOCUMENT_REQUEST);
+
+/// What the element is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockKind {
+    /// `heading`
+    Heading,
+    /// `paragraph`
+    Paragraph,
+    /// `list`
+    List,
+    /// `code`
+    Code,
+    /// `table`
+    Table,
+}
+
+/// One structural element of the text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    /// What the element is.
+    pub kind: BlockKind,
+    /// Heading level 1 to 6; 0 for everything else.
+    pub level: i32,
+    /// First byte of the element in text.
+    pub start: i64,
+    /// Byte after the last one of the element in text.
+    pub end: i64,
+}
+
+/// The extracted text of one revision of a document, or its deletion. In topic documents, compacted, keyed tenant/document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// Rises with every accepted change of the document: placement epoch * 2^40 + offset of the request in its lane's requests topic.
+    pub revision: Revision,
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// True when this revision deletes the document; then text is empty.
+    pub deleted: bool,
+    /// Title for citations.
+    pub title: Option<String>,
+    /// Extracted text, UTF-8, line breaks normalised to \n. Byte ranges everywhere refer to this text.
+    pub text: String,
+    /// Structure of the text, in order, not overlapping; may be empty.
+    pub blocks: Vec<Block>,
+    /// SHA-256 over the raw bytes, the metadata and the extractor version, in hex.
+    pub content_hash: String,
+    /// Media type that was found by looking at the content.
+    pub content_type: String,
+    /// Name and version of the extractor.
+    pub extractor: String,
+    /// As in the request.
+    pub metadata: BTreeMap<String, String>,
+    /// When the request was made, milliseconds since the Unix epoch, UTC.
+    pub requested_at: i64,
+}
+
+static DOCUMENT: SchemaDef = SchemaDef::new("document", include_str!("../../../schemas/document.avsc"));
+avro_record!(Document, DOCUMENT);
+
+/// A piece of a document that fits the embedding model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Position of the chunk in its document, from 0.
+    pub ordinal: i32,
+    /// Text of the chunk: exactly text[start..end] of the document.
+    pub text: String,
+    /// Headings above the chunk, outermost first.
+    pub heading_path: Vec<String>,
+    /// Length in tokens of the embedding model, without special tokens.
+    pub tokens: i32,
+    /// First byte in the document's text.
+    pub start: i64,
+    /// Byte after the last one in the document's text.
+    pub end: i64,
+}
+
+/// Some chunks of one revision of a document: batch `batch` of `batches`. In topic chunks, keyed tenant/document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChunkBatch {
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// Rises with every accepted change of the document: placement epoch * 2^40 + offset of the request in its lane's requests topic.
+    pub revision: Revision,
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// True when this revision deletes the document; then there are no chunks.
+    pub deleted: bool,
+    /// Id of what made this set of chunks: chunker, its settings, embedding model, dimension. A set with another build starts anew.
+    pub build: String,
+    /// Number of this batch, from 0.
+    pub batch: i32,
+    /// Batches of this revision in all, at least 1: a document without text has one empty batch.
+    pub batches: i32,
+    /// Chunks of this revision in all.
+    pub total_chunks: i32,
+    /// Title for citations.
+    pub title: Option<String>,
+    /// As in the request.
+    pub metadata: BTreeMap<String, String>,
+    /// When the request was made, milliseconds since the Unix epoch, UTC.
+    pub requested_at: i64,
+    /// The chunks of this batch, in order.
+    pub chunks: Vec<Chunk>,
+}
+
+static CHUNK_BATCH: SchemaDef = SchemaDef::new("chunk-batch", include_str!("../../../schemas/chunk-batch.avsc"));
+avro_record!(ChunkBatch, CHUNK_BATCH);
+
+/// A chunk and its vector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EmbeddedChunk {
+    /// Position of the chunk in its document, from 0.
+    pub ordinal: i32,
+    /// Text of the chunk: exactly text[start..end] of the document.
+    pub text: String,
+    /// Headings above the chunk, outermost first.
+    pub heading_path: Vec<String>,
+    /// Length in tokens of the embedding model, without special tokens.
+    pub tokens: i32,
+    /// First byte in the document's text.
+    pub start: i64,
+    /// Byte after the last one in the document's text.
+    pub end: i64,
+    /// Unit-length vector: dimension little-endian IEEE 754 single-precision numbers.
+    #[serde(with = "apache_avro::serde_avro_bytes")]
+    pub vector: Vec<u8>,
+}
+
+/// A chunk batch with a vector for each chunk. In topic embeddings, keyed tenant/document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EmbeddingBatch {
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// Rises with every accepted change of the document: placement epoch * 2^40 + offset of the request in its lane's requests topic.
+    pub revision: Revision,
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// True when this revision deletes the document; then there are no chunks.
+    pub deleted: bool,
+    /// Id of what made this set of chunks: chunker, its settings, embedding model, dimension. A set with another build starts anew.
+    pub build: String,
+    /// Number of this batch, from 0.
+    pub batch: i32,
+    /// Batches of this revision in all, at least 1: a document without text has one empty batch.
+    pub batches: i32,
+    /// Chunks of this revision in all.
+    pub total_chunks: i32,
+    /// Title for citations.
+    pub title: Option<String>,
+    /// As in the request.
+    pub metadata: BTreeMap<String, String>,
+    /// When the request was made, milliseconds since the Unix epoch, UTC.
+    pub requested_at: i64,
+    /// Embedding model: id@revision/precision.
+    pub model: String,
+    /// Components of each vector.
+    pub dimension: i32,
+    /// The chunks of this batch, in order.
+    pub chunks: Vec<EmbeddedChunk>,
+}
+
+static EMBEDDING_BATCH: SchemaDef =
+    SchemaDef::new("embedding-batch", include_str!("../../../schemas/embedding-batch.avsc"));
+avro_record!(EmbeddingBatch, EMBEDDING_BATCH);
+
+/// What became of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// `accepted`
+    Accepted,
+    /// `duplicate`
+    Duplicate,
+    /// `superseded`
+    Superseded,
+    /// `conflict`
+    Conflict,
+    /// `rejected`
+    Rejected,
+}
+
+/// The one final outcome of a document request. In topic request-outcomes, keyed by request id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestOutcome {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// What became of the request.
+    pub outcome: OutcomeKind,
+    /// Why, in words for a person; set unless accepted.
+    pub reason: Option<String>,
+    /// Revision the document has because of this request (or already had, for a duplicate).
+    pub revision: Option<Revision>,
+    /// When it was decided, milliseconds since the Unix epoch, UTC.
+    pub at: i64,
+}
+
+static REQUEST_OUTCOME: SchemaDef =
+    SchemaDef::new("request-outcome", include_str!("../../../schemas/request-outcome.avsc"));
+avro_record!(RequestOutcome, REQUEST_OUTCOME);
+
+/// State of this revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DocumentState {
+    /// `indexed`
+    Indexed,
+    /// `deleted`
+    Deleted,
+    /// `failed`
+    Failed,
+}
+
+/// The latest state of a document. In topic document-status, compacted, keyed tenant/document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DocumentStatus {
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// Rises with every accepted change of the document: placement epoch * 2^40 + offset of the request in its lane's requests topic.
+    pub revision: Revision,
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// State of this revision.
+    pub state: DocumentState,
+    /// Chunks that can be found.
+    pub chunks: i32,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// When the request was made, milliseconds since the Unix epoch, UTC.
+    pub requested_at: i64,
+    /// When the state was reached, milliseconds since the Unix epoch, UTC.
+    pub at: i64,
+}
+
+static DOCUMENT_STATUS: SchemaDef =
+    SchemaDef::new("document-status", include_str!("../../../schemas/document-status.avsc"));
+avro_record!(DocumentStatus, DOCUMENT_STATUS);
+
+/// A question to be answered from a tenant's documents. In topics questions (any key) and asks (keyed by tenant, in its home lane).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Question {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// The question, in plain words.
+    pub question: String,
+    /// When an answer is of no use any more, milliseconds since the Unix epoch, UTC.
+    pub deadline: Option<i64>,
+    /// A repeat with the same key returns the first answer.
+    pub idempotency_key: Option<String>,
+    /// What part of the application asks; for accounting.
+    pub feature: Option<String>,
+    /// Only documents whose metadata has all these values are considered.
+    pub filter: BTreeMap<String, String>,
+    /// Prompt template to use; the service's default when null.
+    pub prompt_version: Option<String>,
+    /// Passages to retrieve; the service's default when null.
+    pub top_k: Option<i32>,
+    /// When the question was asked, milliseconds since the Unix epoch, UTC.
+    pub created_at: i64,
+}
+
+static QUESTION: SchemaDef = SchemaDef::new("question", include_str!("../../../schemas/question.avsc"));
+avro_record!(Question, QUESTION);
+
+/// complete: written by a model. extractive: sentences taken from the documents, no model was reached or configured. no_context: nothing relevant was found. expired: the deadline had passed. incomplete: the model's stream broke off. failed: see reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerStatus {
+    /// `complete`
+    Complete,
+    /// `extractive`
+    Extractive,
+    /// `no_context`
+    NoContext,
+    /// `expired`
+    Expired,
+    /// `incomplete`
+    Incomplete,
+    /// `failed`
+    Failed,
+}
+
+/// Where the answer comes from; an extractive answer in place of a model's is degraded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Provenance {
+    /// `fresh`
+    Fresh,
+    /// `cached`
+    Cached,
+    /// `stale`
+    Stale,
+    /// `degraded`
+    Degraded,
+}
+
+/// A passage that supports the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Citation {
+    /// The n of [n] in the text.
+    pub marker: i32,
+    /// The tenant's own id of the document, 1 to 512 bytes of UTF-8.
+    pub document: DocumentId,
+    /// Title of the document.
+    pub title: Option<String>,
+    /// Rises with every accepted change of the document: placement epoch * 2^40 + offset of the request in its lane's requests topic.
+    pub revision: Revision,
+    /// Chunk of the document.
+    pub ordinal: i32,
+    /// First byte of the passage in the document's text.
+    pub start: i64,
+    /// Byte after the last one.
+    pub end: i64,
+    /// The text of the passage.
+    pub passage: String,
+    /// Score of the retrieval; comparable within one answer only.
+    pub score: f64,
+}
+
+/// The answer to a question. In topic answers, keyed by request id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// complete: written by a model. extractive: sentences taken from the documents, no model was reached or configured. no_context: nothing relevant was found. expired: the deadline had passed. incomplete: the model's stream broke off. failed: see reason.
+    pub status: AnswerStatus,
+    /// Where the answer comes from; an extractive answer in place of a model's is degraded.
+    pub provenance: Provenance,
+    /// The answer; citations appear in it as [n].
+    pub text: String,
+    /// The passages that were cited.
+    pub citations: Vec<Citation>,
+    /// Why the answer is not complete, in words for a person.
+    pub reason: Option<String>,
+    /// Name of the provider that answered; empty when none did.
+    pub provider: String,
+    /// Model that wrote the answer; empty when none did.
+    pub model: String,
+    /// Prompt template that was used.
+    pub prompt_version: String,
+    /// Tokens sent to the model.
+    pub input_tokens: i64,
+    /// Tokens the model wrote.
+    pub output_tokens: i64,
+    /// True when the provider did not report the tokens and they were counted here.
+    pub usage_estimated: bool,
+    /// Cost by the configured prices, US dollars.
+    pub cost_usd: f64,
+    /// Attempt whose tokens in answer-tokens make up this answer; 0 when nothing was streamed.
+    pub attempt: i32,
+    /// SHA-256 of text, in hex.
+    pub text_hash: String,
+    /// Milliseconds by step (retrieve, model, first_token, total), as decimal numbers.
+    pub timings: BTreeMap<String, String>,
+    /// The question, for scoring.
+    pub question: String,
+    /// When the question was asked, milliseconds since the Unix epoch, UTC.
+    pub asked_at: i64,
+    /// When the answer was finished, milliseconds since the Unix epoch, UTC.
+    pub at: i64,
+}
+
+static ANSWER: SchemaDef = SchemaDef::new("answer", include_str!("../../../schemas/answer.avsc"));
+avro_record!(Answer, ANSWER);
+
+/// A piece of an answer while it streams. In topic answer-tokens, keyed by request id. Readers follow the highest attempt; only the record in answers ends a stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AnswerToken {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// Attempt the piece belongs to, from 1.
+    pub attempt: i32,
+    /// Position in the attempt, from 0.
+    pub sequence: i32,
+    /// The text to append.
+    pub delta: String,
+}
+
+static ANSWER_TOKEN: SchemaDef = SchemaDef::new("answer-token", include_str!("../../../schemas/answer-token.avsc"));
+avro_record!(AnswerToken, ANSWER_TOKEN);
+
+/// Scores of one answer. In topic evaluations, keyed by request id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// Status of the answer that was scored.
+    pub answer_status: String,
+    /// Share of the citations in the text that point at a retrieved passage, 0 to 1; null without citations.
+    pub citation_validity: Option<f64>,
+    /// How much of the answer the cited passages support, 0 to 1; null when there is nothing to score.
+    pub groundedness: Option<f64>,
+    /// Name and version of the scorer.
+    pub evaluator: String,
+    /// Prompt template of the answer.
+    pub prompt_version: String,
+    /// When it was scored, milliseconds since the Unix epoch, UTC.
+    pub at: i64,
+}
+
+static EVALUATION: SchemaDef = SchemaDef::new("evaluation", include_str!("../../../schemas/evaluation.avsc"));
+avro_record!(Evaluation, EVALUATION);
+
+/// One call of a model. In topic usage, keyed by tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Id the producer gave its request, unique per tenant.
+    pub request_id: RequestId,
+    /// Tenant the record belongs to; [a-z0-9-]{1,63}.
+    pub tenant: TenantId,
+    /// Provider that was called.
+    pub provider: String,
+    /// Model that was called.
+    pub model: String,
+    /// Tokens sent.
+    pub input_tokens: i64,
+    /// Tokens received.
+    pub output_tokens: i64,
+    /// True when the provider did not report the tokens.
+    pub estimated: bool,
+    /// Cost by the configured prices, US dollars.
+    pub cost_usd: f64,
+    /// Duration of the call in milliseconds.
+    pub latency_ms: i64,
+    /// ok, or the class of the error.
+    pub status: String,
+    /// Prompt template.
+    pub prompt_version: String,
+    /// What part of the application asked.
+    pub feature: Option<String>,
+    /// When the call ended, milliseconds since the Unix epoch, UTC.
+    pub at: i64,
+}
+
+static USAGE: SchemaDef = SchemaDef::new("usage", include_str!("../../../schemas/usage.avsc"));
+avro_record!(Usage, USAGE);
+
+/// Service class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// `dedicated`
+    Dedicated,
+    /// `standard`
+    Standard,
+    /// `best_effort`
+    BestEffort,
+}
+
+/// Configuration of a tenant. In topic tenants, compacted, keyed by name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Name of the tenant; [a-z0-9-]{1,63}.
+    pub name: String,
+    /// Service class.
+    pub tier: Tier,
+    /// Share of batched work relative to other tenants, at least 1.
+    pub weight: i32,
+    /// Lanes its documents are placed in; empty means the shared pool.
+    pub lanes: Vec<i32>,
+    /// False turns its requests and questions away.
+    pub enabled: bool,
+}
+
+static TENANT: SchemaDef = SchemaDef::new("tenant", include_str!("../../../schemas/tenant.avsc"));
+avro_record!(Tenant, TENANT);

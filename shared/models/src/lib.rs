@@ -1,0 +1,1 @@
+//! Tokenizer and sentence-embedding models on candle.

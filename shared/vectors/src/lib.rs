@@ -1,0 +1,1 @@
+//! Qdrant access: collections, points, heads, hybrid retrieval, the tenant filter.
