@@ -62,7 +62,7 @@ pub struct DocumentRequest {
     /// Store (or replace) the document, or delete it.
     pub action: Action,
     /// The raw bytes of the document; null for a delete or when content_uri is set. At most 1 MiB.
-    #[serde(with = "apache_avro::serde_avro_bytes_opt")]
+    #[serde(with = "apache_avro::serde::bytes_opt")]
     pub content: Option<Vec<u8>>,
     /// Where the raw bytes lie (claim check), when they are too large for a record: file:// or s3:// or any allow-listed URL.
     pub content_uri: Option<String>,
@@ -212,7 +212,7 @@ pub struct EmbeddedChunk {
     /// Byte after the last one in the document's text.
     pub end: i64,
     /// Unit-length vector: dimension little-endian IEEE 754 single-precision numbers.
-    #[serde(with = "apache_avro::serde_avro_bytes")]
+    #[serde(with = "apache_avro::serde::bytes")]
     pub vector: Vec<u8>,
 }
 

@@ -1,5 +1,6 @@
 //! Runs a stage on Kafka, exactly once: transactions, rebalances, dead letters, lag, backpressure.
 
+mod client;
 mod config;
 mod lag;
 pub mod metric;
@@ -8,6 +9,7 @@ mod reader;
 mod registry;
 mod run;
 mod status;
+mod trace_context;
 
 pub use config::{KafkaConfig, RegistryConfig, RunnerConfig};
 pub use lag::{LaneLag, LagError, group_lag};

@@ -1,12 +1,22 @@
 //! Reads a topic outside any consumer group: tables, answers, tests.
 
-use std::marker::PhantomData;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use weir_contracts::{Record, Topic};
-use weir_stage::Delivery;
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers as _, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+use weir_contracts::{Lane, Record, Topic, unframe};
+use weir_stage::{Coordinates, Delivery, Headers};
 
+use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::{KafkaConfig, Registry};
+
+const QUEUE: usize = 256;
+const POLL: Duration = Duration::from_millis(50);
 
 /// A topic can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -27,36 +37,233 @@ pub enum Start {
     End,
 }
 
-/// All partitions of a topic, read committed, with its own positions.
+struct Bytes {
+    at: Coordinates,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Headers,
+    timestamp: i64,
+}
+
+enum Event {
+    Record(Bytes),
+    End(Lane, i64),
+    Failed(String),
+}
+
+/// All partitions of a topic, read committed, with its own positions. A thread reads ahead, a little.
 pub struct TopicReader<R> {
-    record: PhantomData<fn() -> R>,
+    topic: String,
+    registry: Registry,
+    events: mpsc::Receiver<Event>,
+    /// For each partition with records: its end when the reader was opened, until it was reached.
+    ends: HashMap<Lane, i64>,
+    decode: fn(Option<&apache_avro::Schema>, &[u8]) -> Result<R, weir_contracts::CodecError>,
 }
 
 impl<R: Record> TopicReader<R> {
-    /// Opens a topic by its full partition list.
+    /// Opens all partitions of a topic.
     ///
     /// # Errors
     /// When the topic does not exist or Kafka does not answer.
     pub async fn open(kafka: &KafkaConfig, registry: Registry, topic: Topic, start: Start) -> Result<Self, ReadError> {
-        let _ = (kafka, registry, topic, start);
-        Ok(Self { record: PhantomData })
+        let full = kafka.topics().full(topic);
+        Self::open_named(kafka, registry, full, start).await
+    }
+
+    /// Opens a topic by its full name.
+    ///
+    /// # Errors
+    /// As [`TopicReader::open`].
+    pub async fn open_named(
+        kafka: &KafkaConfig,
+        registry: Registry,
+        topic: String,
+        start: Start,
+    ) -> Result<Self, ReadError> {
+        let kafka = kafka.clone();
+        let name = topic.clone();
+        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start)).await;
+        let (consumer, ends) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(reason)) => return Err(ReadError { topic, reason }),
+            Err(error) => return Err(ReadError { topic, reason: error.to_string() }),
+        };
+        let (sender, events) = mpsc::channel(QUEUE);
+        let name: Arc<str> = topic.as_str().into();
+        std::thread::Builder::new()
+            .name("weir-reader".into())
+            .spawn(move || read(&consumer, &name, &sender))
+            .map_err(|error| ReadError { topic: topic.clone(), reason: format!("no thread: {error}") })?;
+        Ok(Self { topic, registry, events, ends, decode: R::decode })
     }
 
     /// The next record, or none when none came within `wait`. A tombstone or undecodable bytes are passed over,
     /// with a log line for the latter.
     ///
     /// # Errors
-    /// When Kafka fails in a way that does not heal.
+    /// When Kafka fails in a way that does not heal, or the registry does not answer.
     pub async fn next(&mut self, wait: Duration) -> Result<Option<Delivery<R>>, ReadError> {
-        let _ = wait;
-        Ok(None)
+        let deadline = Instant::now() + wait;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(event) = tokio::time::timeout(left, self.events.recv()).await else { return Ok(None) };
+            match event {
+                Some(Event::Record(bytes)) => {
+                    self.passed(bytes.at.lane, bytes.at.offset + 1);
+                    if let Some(delivery) = self.decode(bytes).await? {
+                        return Ok(Some(delivery));
+                    }
+                }
+                Some(Event::End(lane, offset)) => self.passed(lane, offset),
+                Some(Event::Failed(reason)) => return Err(self.fail(reason)),
+                None => return Err(self.fail("the reader has stopped".into())),
+            }
+        }
     }
 
-    /// Everything up to the ends the topic has now.
+    /// Everything up to the ends the topic had when the reader was opened.
     ///
     /// # Errors
     /// As [`TopicReader::next`].
     pub async fn read_to_end(&mut self) -> Result<Vec<Delivery<R>>, ReadError> {
-        Ok(Vec::new())
+        let mut all = Vec::new();
+        while !self.ends.is_empty() {
+            match self.events.recv().await {
+                Some(Event::Record(bytes)) => {
+                    self.passed(bytes.at.lane, bytes.at.offset + 1);
+                    all.extend(self.decode(bytes).await?);
+                }
+                Some(Event::End(lane, offset)) => self.passed(lane, offset),
+                Some(Event::Failed(reason)) => return Err(self.fail(reason)),
+                None => return Err(self.fail("the reader has stopped".into())),
+            }
+        }
+        Ok(all)
     }
+
+    /// The topic was read up to `position`; the end of a partition may be a marker no record follows.
+    fn passed(&mut self, lane: Lane, position: i64) {
+        if self.ends.get(&lane).is_some_and(|end| position >= *end) {
+            self.ends.remove(&lane);
+        }
+    }
+
+    async fn decode(&self, bytes: Bytes) -> Result<Option<Delivery<R>>, ReadError> {
+        let Bytes { at, key, value: Some(value), headers, timestamp } = bytes else { return Ok(None) };
+        let decoded = if R::schema().is_none() {
+            (self.decode)(None, &value).map_err(|error| error.to_string())
+        } else {
+            match unframe(&value) {
+                Err(error) => Err(error.to_string()),
+                Ok((id, body)) => match self.registry.schema(id).await {
+                    Ok(schema) => (self.decode)(Some(&schema), body).map_err(|error| error.to_string()),
+                    Err(error) if error.not_found => Err(error.to_string()),
+                    Err(error) => return Err(self.fail(error.to_string())),
+                },
+            }
+        };
+        match decoded {
+            Ok(record) => Ok(Some(Delivery { record, at, key, headers, timestamp })),
+            Err(error) => {
+                tracing::warn!(topic = %at.topic, lane = %at.lane, offset = at.offset, %error, "record can't be decoded");
+                Ok(None)
+            }
+        }
+    }
+
+    fn fail(&self, reason: String) -> ReadError {
+        ReadError { topic: self.topic.clone(), reason }
+    }
+}
+
+type Opened = (BaseConsumer, HashMap<Lane, i64>);
+
+fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start) -> Result<Opened, String> {
+    let mut config = consumer_config(kafka);
+    config
+        .set("group.id", "weir-reader")
+        .set("auto.offset.reset", "earliest")
+        .set("queued.max.messages.kbytes", "4096")
+        .set("fetch.wait.max.ms", "20");
+    let consumer: BaseConsumer = config.create().map_err(|error| error.to_string())?;
+    let partitions = partitions(&consumer, topic)?;
+    let mut assignment = TopicPartitionList::new();
+    let mut ends = HashMap::new();
+    for partition in partitions {
+        let (low, high) =
+            consumer.fetch_watermarks(topic, partition, CALL_TIMEOUT).map_err(|error| error.to_string())?;
+        let from = match start {
+            Start::Beginning => low,
+            Start::End => high,
+        };
+        if from < high {
+            ends.insert(Lane(partition), high);
+        }
+        assignment
+            .add_partition_offset(topic, partition, Offset::Offset(from))
+            .map_err(|error| error.to_string())?;
+    }
+    consumer.assign(&assignment).map_err(|error| error.to_string())?;
+    Ok((consumer, ends))
+}
+
+/// Partitions of a topic.
+pub(crate) fn partitions<C: rdkafka::consumer::ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+) -> Result<Vec<i32>, String> {
+    let metadata = consumer
+        .fetch_metadata(Some(topic), CALL_TIMEOUT)
+        .map_err(|error| format!("Kafka does not answer ({error}): check that the brokers are up"))?;
+    let partitions: Vec<i32> =
+        metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
+    if partitions.is_empty() {
+        return Err("the topic does not exist: run `weir topics apply`".into());
+    }
+    Ok(partitions)
+}
+
+fn read(consumer: &BaseConsumer<DefaultConsumerContext>, topic: &Arc<str>, events: &mpsc::Sender<Event>) {
+    while !events.is_closed() {
+        let event = match consumer.poll(POLL) {
+            None => continue,
+            Some(Ok(message)) => Event::Record(copy(topic, &message)),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                let position = consumer.position().ok().and_then(|positions| {
+                    positions.find_partition(topic, partition).and_then(|at| at.offset().to_raw())
+                });
+                Event::End(Lane(partition), position.filter(|offset| *offset >= 0).unwrap_or(i64::MAX))
+            }
+            Some(Err(KafkaError::MessageConsumptionFatal(code))) => Event::Failed(code.to_string()),
+            Some(Err(error)) => {
+                tracing::debug!(topic = %topic, %error, "reading");
+                continue;
+            }
+        };
+        if events.blocking_send(event).is_err() {
+            return;
+        }
+    }
+}
+
+fn copy(topic: &Arc<str>, message: &BorrowedMessage<'_>) -> Bytes {
+    Bytes {
+        at: Coordinates { topic: Arc::clone(topic), lane: Lane(message.partition()), offset: message.offset() },
+        key: message.key().map(<[u8]>::to_vec),
+        value: message.payload().map(<[u8]>::to_vec),
+        headers: copy_headers(message),
+        timestamp: message.timestamp().to_millis().unwrap_or_default(),
+    }
+}
+
+/// The headers of a message, copied.
+pub(crate) fn copy_headers(message: &BorrowedMessage<'_>) -> Headers {
+    let Some(headers) = message.headers() else { return Headers::default() };
+    Headers(
+        headers
+            .iter()
+            .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+            .collect(),
+    )
 }

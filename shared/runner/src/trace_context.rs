@@ -1,0 +1,106 @@
+//! One trace from request to answer: W3C trace context in the headers of Kafka records.
+
+use std::time::SystemTime;
+
+use opentelemetry::global;
+use opentelemetry::trace::{
+    Span, SpanContext, SpanId, SpanKind, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
+};
+use opentelemetry::{Context, KeyValue};
+use weir_contracts::header;
+use weir_stage::Headers;
+
+/// Ids of a `traceparent` header (W3C Trace Context, version 00).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TraceParent {
+    trace: TraceId,
+    span: SpanId,
+    flags: TraceFlags,
+}
+
+impl TraceParent {
+    /// The context a record carries.
+    pub(crate) fn of(headers: &Headers) -> Option<Self> {
+        let mut parts = headers.text(header::TRACEPARENT)?.split('-');
+        let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        if version.len() != 2 || version == "ff" || trace.len() != 32 || span.len() != 16 {
+            return None;
+        }
+        let parent = Self {
+            trace: TraceId::from_hex(trace).ok()?,
+            span: SpanId::from_hex(span).ok()?,
+            flags: TraceFlags::new(u8::from_str_radix(flags, 16).ok()?),
+        };
+        (parent.trace != TraceId::INVALID && parent.span != SpanId::INVALID).then_some(parent)
+    }
+
+    /// A new trace.
+    pub(crate) fn root() -> Self {
+        Self {
+            trace: TraceId::from_bytes(rand::random::<u128>().to_be_bytes()),
+            span: SpanId::from_bytes(rand::random::<u64>().to_be_bytes()),
+            flags: TraceFlags::SAMPLED,
+        }
+    }
+
+    /// Id of the trace, for logs.
+    pub(crate) fn trace_id(self) -> TraceId {
+        self.trace
+    }
+
+    /// Records the work on one record, from `start` to now, as a child span, and gives the context its outputs carry.
+    pub(crate) fn child(self, stage: &'static str, topic: &str, lane: i32, offset: i64, start: SystemTime) -> Self {
+        let remote = SpanContext::new(self.trace, self.span, self.flags, true, TraceState::default());
+        let parent = Context::new().with_remote_span_context(remote);
+        let tracer = global::tracer("weir");
+        let mut span = tracer
+            .span_builder(stage)
+            .with_kind(SpanKind::Consumer)
+            .with_start_time(start)
+            .with_attributes([
+                KeyValue::new("messaging.source.name", topic.to_owned()),
+                KeyValue::new("messaging.kafka.partition", i64::from(lane)),
+                KeyValue::new("messaging.kafka.offset", offset),
+            ])
+            .start_with_context(&tracer, &parent);
+        span.end();
+        let own = span.span_context();
+        // Without an exporter the span has no id of its own, and the trace goes on all the same.
+        let span = if own.is_valid() && own.span_id() != self.span {
+            own.span_id()
+        } else {
+            SpanId::from_bytes(rand::random::<u64>().to_be_bytes())
+        };
+        Self { span, ..self }
+    }
+
+    /// The header's text.
+    pub(crate) fn header(self) -> String {
+        format!("00-{}-{}-{:02x}", self.trace, self.span, self.flags.to_u8())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_keeps_its_id_and_changes_its_span() {
+        let mut headers = Headers::default();
+        headers.set(header::TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let parent = TraceParent::of(&headers);
+        let child = parent.map(|parent| parent.child("chunk", "weir.documents", 3, 7, SystemTime::UNIX_EPOCH).header());
+        let child = child.unwrap_or_default();
+        assert!(child.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{child}");
+        assert!(!child.contains("00f067aa0ba902b7"));
+    }
+
+    #[test]
+    fn nonsense_is_no_trace() {
+        for text in ["", "00-x", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"] {
+            let mut headers = Headers::default();
+            headers.set(header::TRACEPARENT, text);
+            assert_eq!(TraceParent::of(&headers), None, "{text}");
+        }
+    }
+}
