@@ -1,36 +1,70 @@
 //! What every service shares: configuration, telemetry, health, shutdown.
 //!
 //! A service's `main.rs` reads: configuration -> build the stage -> run it.
+//!
+//! ```no_run
+//! use serde::{Deserialize, Serialize};
+//! use weir_runner::{KafkaConfig, RegistryConfig, RunnerConfig};
+//! use weir_service::{Common, HttpConfig, ServiceConfig, TelemetryConfig};
+//!
+//! #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+//! #[serde(deny_unknown_fields, default)]
+//! struct Config {
+//!     kafka: KafkaConfig,
+//!     registry: RegistryConfig,
+//!     runner: RunnerConfig,
+//!     http: HttpConfig,
+//!     telemetry: TelemetryConfig,
+//! }
+//!
+//! impl ServiceConfig for Config {
+//!     const NAME: &'static str = "example";
+//!     const ABOUT: &'static str = "Does one thing.";
+//!
+//!     fn common(&self) -> Common<'_> {
+//!         Common {
+//!             kafka: &self.kafka,
+//!             registry: &self.registry,
+//!             runner: &self.runner,
+//!             http: &self.http,
+//!             telemetry: &self.telemetry,
+//!         }
+//!     }
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     weir_service::main::<Config, _, _>(|_config, service| async move {
+//!         service.shutdown().cancelled().await;
+//!         Ok(())
+//!     })
+//! }
+//! ```
 
-use std::future::Future;
-use std::process::ExitCode;
+mod command;
+mod error;
+mod health;
+mod layers;
+mod load;
+mod log_format;
+pub mod metric;
+mod print;
+mod process;
+mod run;
+mod sections;
+mod shutdown;
+mod traces;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
-use weir_contracts::{MetricDef, Topic};
-use weir_runner::{KafkaConfig, Registry, RegistryConfig, RunnerConfig, RunnerError};
-use weir_stage::Stage;
+use weir_contracts::MetricDef;
+use weir_runner::{KafkaConfig, RegistryConfig, RunnerConfig};
 
-/// Sections of the configuration that every service has.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpConfig {
-    /// Address of `/metrics`, `/healthz` and `/readyz`; port 0 picks a free one (printed in the log).
-    pub listen: String,
-}
-
-/// Logs and traces.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TelemetryConfig {
-    /// `json` or `pretty`.
-    pub log_format: String,
-    /// Filter directives, for example `info,weir_runner=debug`.
-    pub log: String,
-    /// OTLP/HTTP endpoint of a trace collector; none: no export.
-    pub otlp_endpoint: Option<String>,
-}
+pub use error::{ConfigError, Invalid};
+pub use layers::Sources;
+pub use load::load;
+pub use print::render as render_config;
+pub use run::{Service, main};
+pub use sections::{HttpConfig, TelemetryConfig};
 
 /// The configuration of a service: one struct with a section for each concern, `Default` giving the defaults.
 pub trait ServiceConfig: DeserializeOwned + Serialize + Default + Send + 'static {
@@ -38,11 +72,21 @@ pub trait ServiceConfig: DeserializeOwned + Serialize + Default + Send + 'static
     const NAME: &'static str;
     /// One line for `--help`.
     const ABOUT: &'static str;
+    /// Port of the health server when `http.listen` names none; 0 picks a free one.
+    const PORT: u16 = 0;
     /// Metrics of the service beside the runner's.
     const METRICS: &'static [MetricDef] = &[];
 
     /// The common sections.
     fn common(&self) -> Common<'_>;
+
+    /// Checks the service's own sections; the common ones are checked already.
+    ///
+    /// # Errors
+    /// The first key whose value can't work, and why.
+    fn validate(&self) -> Result<(), Invalid> {
+        Ok(())
+    }
 }
 
 /// The common sections of a configuration.
@@ -58,49 +102,4 @@ pub struct Common<'a> {
     pub http: &'a HttpConfig,
     /// Section `[telemetry]`.
     pub telemetry: &'a TelemetryConfig,
-}
-
-/// A service that has read its configuration, set up telemetry and serves its health.
-pub struct Service {
-    shutdown: CancellationToken,
-}
-
-impl Service {
-    /// Cancelled on SIGTERM and SIGINT.
-    #[must_use]
-    pub fn shutdown(&self) -> CancellationToken {
-        self.shutdown.clone()
-    }
-
-    /// The schema registry.
-    #[must_use]
-    pub fn registry(&self) -> Registry {
-        unimplemented_registry()
-    }
-
-    /// Runs a stage until shutdown; `/readyz` covers it. Several may run at once (`tokio::try_join!`).
-    ///
-    /// # Errors
-    /// As [`weir_runner::Runner::run`].
-    pub async fn run_stage<S: Stage>(&self, name: &'static str, input: Topic, stage: S) -> Result<(), RunnerError> {
-        let _ = (name, input, stage);
-        Ok(())
-    }
-}
-
-#[allow(clippy::panic)]
-fn unimplemented_registry() -> Registry {
-    panic!("not there yet")
-}
-
-/// The `main` of a service: parses the command line (`--config FILE`, `--print-config`, `--set section.key=value`),
-/// sets up telemetry, the health server and signal handling, and calls `run`.
-pub fn main<C, F, Fut>(run: F) -> ExitCode
-where
-    C: ServiceConfig,
-    F: FnOnce(C, Service) -> Fut,
-    Fut: Future<Output = color_eyre::Result<()>>,
-{
-    let _ = run;
-    ExitCode::SUCCESS
 }
