@@ -1,0 +1,48 @@
+//! Metrics of the calls to providers.
+
+use weir_contracts::{MetricDef, MetricKind};
+
+/// Calls by provider, model and status.
+pub const CALLS: &str = "weir_llm_calls_total";
+/// Duration of calls.
+pub const CALL_SECONDS: &str = "weir_llm_call_seconds";
+/// Time to the first piece of text.
+pub const FIRST_TOKEN_SECONDS: &str = "weir_llm_first_token_seconds";
+/// Tokens by direction.
+pub const TOKENS: &str = "weir_llm_tokens_total";
+/// Cost in millionths of a US dollar.
+pub const COST: &str = "weir_llm_cost_microdollars_total";
+
+/// The list.
+pub const METRICS: &[MetricDef] = &[
+    MetricDef {
+        name: CALLS,
+        kind: MetricKind::Counter,
+        labels: &["provider", "model", "status"],
+        help: "Calls of a model; status is ok or the class of the error.",
+    },
+    MetricDef {
+        name: CALL_SECONDS,
+        kind: MetricKind::Histogram,
+        labels: &["provider", "model"],
+        help: "Duration of a call of a model in seconds, failed ones included.",
+    },
+    MetricDef {
+        name: FIRST_TOKEN_SECONDS,
+        kind: MetricKind::Histogram,
+        labels: &["provider", "model"],
+        help: "Seconds from sending a request to the first piece of text.",
+    },
+    MetricDef {
+        name: TOKENS,
+        kind: MetricKind::Counter,
+        labels: &["provider", "model", "direction"],
+        help: "Tokens sent to (in) and received from (out) a model, as reported or else estimated.",
+    },
+    MetricDef {
+        name: COST,
+        kind: MetricKind::Counter,
+        labels: &["provider", "model"],
+        help: "Cost of calls by the configured prices, in millionths of a US dollar.",
+    },
+];

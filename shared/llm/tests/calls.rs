@@ -1,0 +1,194 @@
+//! Calls against a provider that fails in every way it can.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use weir_llm::testing::{Behaviour, FakeProvider};
+use weir_llm::{
+    CallError, Chain, ChatRequest, Deltas, Discard, Exhausted, Finish, LlmConfig, Message, PriceConfig, ProviderConfig,
+    Run, Step, TimeoutConfig, Usd,
+};
+
+const ANSWER: &str = "The mill was built in 1912 [1], of brick. ";
+
+#[derive(Default)]
+struct Heard(BTreeMap<i32, String>);
+
+impl Deltas for Heard {
+    fn delta(&mut self, attempt: i32, text: &str) {
+        self.0.entry(attempt).or_default().push_str(text);
+    }
+}
+
+fn quick() -> TimeoutConfig {
+    TimeoutConfig { connect_ms: 100, first_token_ms: 300, between_tokens_ms: 200, total_ms: 1_000 }
+}
+
+fn install_tls() {
+    // Another test of this process may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+fn chain(providers: &[(&str, String, bool)]) -> Chain {
+    install_tls();
+    let providers: BTreeMap<String, ProviderConfig> = providers
+        .iter()
+        .map(|(name, base_url, stream)| {
+            let provider = ProviderConfig {
+                base_url: base_url.clone(),
+                model: format!("{name}-model"),
+                api_key: Some("sk-test".to_owned().into()),
+                stream: *stream,
+                price: PriceConfig { input_per_million: 1_000_000.0, output_per_million: 2_000_000.0 },
+                ..ProviderConfig::default()
+            };
+            ((*name).to_owned(), provider)
+        })
+        .collect();
+    Chain::new(&LlmConfig { chain: Vec::new(), providers, timeouts: quick() }).unwrap().unwrap()
+}
+
+fn request() -> ChatRequest {
+    ChatRequest {
+        messages: vec![Message::system("be brief"), Message::user("when was the mill built")],
+        max_tokens: 64,
+        temperature: 0.0,
+        deadline: None,
+        idempotency_key: Some("q-1".into()),
+    }
+}
+
+async fn one(behaviour: Behaviour, stream: bool) -> (Run, Heard, FakeProvider) {
+    let provider = FakeProvider::start(behaviour).await.unwrap();
+    let mut heard = Heard::default();
+    let run = chain(&[("only", provider.base_url(), stream)]).ask(&request(), 1, &mut heard).await;
+    (run, heard, provider)
+}
+
+fn error(run: Run) -> CallError {
+    run.reply.unwrap_err().error
+}
+
+#[tokio::test]
+async fn the_pieces_concatenate_to_the_answer() {
+    for stream in [true, false] {
+        let (run, heard, provider) = one(Behaviour::Answer(ANSWER.into()), stream).await;
+        let reply = run.reply.unwrap();
+        assert_eq!(reply.text, ANSWER);
+        assert_eq!(reply.finish, Finish::Stop);
+        assert_eq!(heard.0[&1], ANSWER);
+        assert_eq!((reply.call.usage.input, reply.call.usage.output), (7, 9));
+        assert!(!reply.call.usage.estimated);
+        assert_eq!(reply.call.cost, Usd(7.0 + 18.0));
+        assert_eq!(run.calls, [reply.call]);
+        let received = provider.received();
+        assert_eq!(received[0].authorization.as_deref(), Some("Bearer sk-test"));
+        assert_eq!(received[0].idempotency_key.as_deref(), Some("q-1"));
+        assert_eq!(received[0].body["model"], "only-model");
+        assert_eq!(received[0].body["max_tokens"], 64);
+    }
+}
+
+#[tokio::test]
+async fn usage_that_is_not_reported_is_estimated_and_says_so() {
+    let (run, ..) = one(Behaviour::WithoutUsage(ANSWER.into()), true).await;
+    let usage = run.reply.unwrap().call.usage;
+    assert!(usage.estimated);
+    assert!(usage.input > 0 && usage.output > 0);
+}
+
+#[tokio::test]
+async fn a_stream_without_finish_reason_is_never_complete() {
+    for behaviour in
+        [Behaviour::Cut { text: ANSWER.into(), words: 3 }, Behaviour::EndEarly { text: ANSWER.into(), words: 3 }]
+    {
+        let (run, ..) = one(behaviour, true).await;
+        let Exhausted { error, partial, .. } = run.reply.unwrap_err();
+        assert_eq!(error, CallError::Broken { bytes: 13 });
+        assert_eq!(partial.unwrap().text, "The mill was ");
+        assert!(run.calls[0].usage.estimated && run.calls[0].usage.output > 0, "what was said may have cost");
+    }
+}
+
+#[tokio::test]
+async fn a_limit_of_tokens_is_told_apart_from_an_end() {
+    let (run, ..) = one(Behaviour::Truncated(ANSWER.into()), true).await;
+    assert_eq!(run.reply.unwrap().finish, Finish::Length);
+}
+
+#[tokio::test]
+async fn each_silence_has_its_own_limit() {
+    let (run, ..) = one(Behaviour::Hang, true).await;
+    assert!(matches!(error(run), CallError::Timeout { step: Step::FirstToken, .. }));
+    let (run, ..) = one(Behaviour::Hang, false).await;
+    assert!(matches!(error(run), CallError::Timeout { step: Step::Total, .. }));
+    let (run, ..) = one(Behaviour::Stall { text: ANSWER.into(), words: 2 }, true).await;
+    assert!(matches!(error(run), CallError::Timeout { step: Step::BetweenTokens, .. }));
+    let drip = Behaviour::Drip { text: "word ".repeat(100), pause: Duration::from_millis(50) };
+    let (run, ..) = one(drip, true).await;
+    assert!(matches!(error(run), CallError::Timeout { step: Step::Total, .. }));
+}
+
+#[tokio::test]
+async fn the_callers_deadline_cuts_the_call_and_the_chain() {
+    let slow = FakeProvider::start(Behaviour::Hang).await.unwrap();
+    let next = FakeProvider::start(Behaviour::Answer(ANSWER.into())).await.unwrap();
+    let mut request = request();
+    request.deadline = Some(Instant::now() + Duration::from_millis(100));
+    let chain = chain(&[("a", slow.base_url(), true), ("b", next.base_url(), true)]);
+    let run = chain.ask(&request, 1, &mut Discard).await;
+    assert!(run.reply.unwrap_err().is_deadline());
+    assert_eq!(next.calls(), 0);
+}
+
+#[tokio::test]
+async fn refusals_and_nonsense_are_classified() {
+    for (behaviour, class) in [
+        (Behaviour::Refuse, "refused"),
+        (Behaviour::Malformed, "malformed"),
+        (Behaviour::status(503), "server"),
+        (Behaviour::status(401), "client"),
+        (Behaviour::Status { status: 400, retry_after: None, code: "content_filter".into() }, "refused"),
+    ] {
+        let (run, ..) = one(behaviour.clone(), true).await;
+        assert_eq!(run.calls[0].status, class, "{behaviour:?}");
+    }
+    let limited = Behaviour::Status { status: 429, retry_after: Some("7".into()), code: "slow_down".into() };
+    let (run, ..) = one(limited, true).await;
+    assert_eq!(error(run), CallError::RateLimited { retry_after: Some(Duration::from_secs(7)) });
+}
+
+#[tokio::test]
+async fn a_dead_port_is_a_network_error_without_cost() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    drop(listener);
+    let run = chain(&[("only", url, true)]).ask(&request(), 1, &mut Discard).await;
+    assert_eq!(run.calls[0].status, "network");
+    assert_eq!(run.calls[0].cost, Usd(0.0));
+}
+
+#[tokio::test]
+async fn the_next_provider_starts_a_new_attempt() {
+    let first = FakeProvider::start(Behaviour::Cut { text: ANSWER.into(), words: 3 }).await.unwrap();
+    let second = FakeProvider::start(Behaviour::Answer(ANSWER.into())).await.unwrap();
+    let chain = chain(&[("a", first.base_url(), true), ("b", second.base_url(), true)]);
+    let mut heard = Heard::default();
+    let run = chain.ask(&request(), 1, &mut heard).await;
+    let reply = run.reply.unwrap();
+    assert_eq!((reply.call.provider.as_str(), reply.call.attempt), ("b", 2));
+    assert_eq!(heard.0[&1], "The mill was ");
+    assert_eq!(heard.0[&2], reply.text);
+    assert_eq!(run.calls.iter().map(|call| call.status).collect::<Vec<_>>(), ["broken-off", "ok"]);
+}
+
+#[tokio::test]
+async fn a_quote_comes_from_the_first_passage() {
+    let provider = FakeProvider::start(Behaviour::Quote).await.unwrap();
+    let mut request = request();
+    request.messages = vec![Message::user("<passage n=\"1\" title=\"T\">\nOne. Two.\n</passage>\nQuestion: x")];
+    let run = chain(&[("only", provider.base_url(), true)]).ask(&request, 1, &mut Discard).await;
+    assert_eq!(run.reply.unwrap().text, "One. [1]");
+}
