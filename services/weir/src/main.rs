@@ -1,2 +1,78 @@
-//! The command line of Weir.
-fn main() {}
+//! `weir`: the command line of the pipeline.
+
+mod completions;
+mod context;
+mod doctor;
+mod exit;
+mod schemas;
+mod stack;
+mod topics;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::context::{Context, GlobalArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  weir stack up                            start Kafka, the schema registry and Qdrant on this machine
+  weir topics diff                         show how the cluster differs from topics/*.toml
+  weir doctor --kafka broker:9093 -X security.protocol=SASL_SSL -X sasl.mechanism=PLAIN \\
+              -X sasl.username=me -X sasl.password=secret
+  weir completions bash > ~/.local/share/bash-completion/completions/weir";
+
+/// Documents in, cited answers out: a pipeline on Kafka that keeps its word when things break.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, after_help = EXAMPLES, propagate_version = true, subcommand_required = true)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One variant for each module of this program; a module has `Args` and `run`.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
+    Stack(stack::Args),
+    /// Make the topics of the cluster match topics/*.toml.
+    Topics(topics::Args),
+    /// Register the schemas of schemas/*.avsc, or check them against what is registered.
+    Schemas(schemas::Args),
+    /// Check brokers, rights, limits, topics, registry, Qdrant and model, and say what to fix.
+    Doctor(doctor::Args),
+    /// Print a completion script for a shell.
+    Completions(completions::Args),
+}
+
+impl Command {
+    async fn run(self, context: &Context) -> color_eyre::Result<ExitCode> {
+        match self {
+            Self::Stack(args) => stack::run(args, context).await,
+            Self::Topics(args) => topics::run(args, context).await,
+            Self::Schemas(args) => schemas::run(args, context).await,
+            Self::Doctor(args) => doctor::run(args, context).await,
+            Self::Completions(args) => completions::run(args, context).await,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    // Before anything makes a TLS client. Fails only when another provider is installed, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    exit::report(json, start(cli))
+}
+
+fn start(cli: Cli) -> color_eyre::Result<ExitCode> {
+    exit::install()?;
+    let context = Context::load(cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(cli.command.run(&context));
+    // Blocking calls into Kafka's client may still wait for a broker that is gone; nobody needs their result.
+    runtime.shutdown_background();
+    code
+}

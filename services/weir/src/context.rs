@@ -1,0 +1,210 @@
+//! What every subcommand starts from: flags, environment, configuration file and the running local stack, merged.
+
+use std::path::{Path, PathBuf};
+
+use clap::ArgAction;
+use color_eyre::eyre::{WrapErr, eyre};
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+use weir_contracts::TenantId;
+use weir_runner::{KafkaConfig, RegistryConfig};
+
+/// Flags that every subcommand takes.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Where things are")]
+pub struct GlobalArgs {
+    /// Kafka bootstrap servers, `host:port,host:port`, instead of the local stack's.
+    #[arg(long, global = true, value_name = "SERVERS", env = "WEIR_KAFKA__BROKERS")]
+    pub kafka: Option<String>,
+    /// A librdkafka property, for example `-X security.protocol=SASL_SSL`; may be repeated.
+    #[arg(short = 'X', long = "kafka-property", global = true, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub kafka_properties: Vec<String>,
+    /// Prefix of topics and consumer groups.
+    #[arg(long, global = true, env = "WEIR_KAFKA__PREFIX")]
+    pub prefix: Option<String>,
+    /// URL of the schema registry (Confluent's API), instead of the local stack's.
+    #[arg(long, global = true, value_name = "URL", env = "WEIR_REGISTRY__URL")]
+    pub registry: Option<String>,
+    /// User of the schema registry.
+    #[arg(long, global = true, value_name = "USER", env = "WEIR_REGISTRY__USERNAME")]
+    pub registry_user: Option<String>,
+    /// Password of that user; better given by the environment.
+    #[arg(long, global = true, value_name = "PASSWORD", env = "WEIR_REGISTRY__PASSWORD", hide_env_values = true)]
+    pub registry_password: Option<String>,
+    /// URL of Qdrant's gRPC, instead of the local stack's.
+    #[arg(long, global = true, value_name = "URL", env = "WEIR_QDRANT__URL")]
+    pub qdrant: Option<String>,
+    /// API key of Qdrant; better given by the environment.
+    #[arg(long, global = true, value_name = "KEY", env = "WEIR_QDRANT__API_KEY", hide_env_values = true)]
+    pub qdrant_api_key: Option<String>,
+    /// Configuration file (TOML), the same as the services read.
+    #[arg(long, global = true, value_name = "FILE", env = "WEIR_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Folder of the local stack.
+    #[arg(long, global = true, value_name = "DIR", env = "WEIR_DATA", default_value = ".weir")]
+    pub data: PathBuf,
+    /// Tenant to act as.
+    #[arg(long, global = true, env = "WEIR_TENANT", default_value = "demo")]
+    pub tenant: TenantId,
+    /// Print JSON for scripts instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What a subcommand works with.
+#[derive(Debug)]
+pub struct Context {
+    /// How to reach Kafka.
+    pub kafka: KafkaConfig,
+    /// How to reach the schema registry.
+    pub registry: RegistryConfig,
+    /// Tenant to act as.
+    pub tenant: TenantId,
+    /// Print JSON instead of text.
+    pub json: bool,
+    /// Folder of the local stack.
+    pub data: PathBuf,
+    /// The configuration file, if one was named.
+    pub config_file: Option<PathBuf>,
+    /// Which of the three the user named: the rest is (or would be) the local stack's.
+    pub external: External,
+    sections: Table,
+}
+
+/// Which servers the user named, by flag, environment or configuration file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct External {
+    /// Kafka.
+    pub kafka: bool,
+    /// The schema registry.
+    pub registry: bool,
+    /// Qdrant.
+    pub qdrant: bool,
+}
+
+impl Context {
+    /// Merges, the first that speaks wins: flags, environment (`WEIR_<SECTION>__<KEY>`), configuration file, the
+    /// running local stack, defaults.
+    ///
+    /// # Errors
+    /// When the file can't be read or a section has an unknown key or a wrong value.
+    pub fn load(args: GlobalArgs) -> color_eyre::Result<Self> {
+        let mut sections = args.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        overlay_environment(&mut sections, std::env::vars());
+        overlay_flags(&mut sections, &args)?;
+        let named = |section: &str, key: &str| {
+            sections.get(section).and_then(Value::as_table).is_some_and(|table| table.contains_key(key))
+        };
+        let external = External {
+            kafka: named("kafka", "brokers"),
+            registry: named("registry", "url"),
+            qdrant: named("qdrant", "url"),
+        };
+        fill_from_stack(&mut sections, &args.data);
+        Ok(Self {
+            kafka: section(&sections, "kafka")?,
+            registry: section(&sections, "registry")?,
+            tenant: args.tenant,
+            json: args.json,
+            data: args.data,
+            config_file: args.config,
+            external,
+            sections,
+        })
+    }
+
+    /// A section of the configuration as its type, for example `qdrant` as `weir_vectors::QdrantConfig`: file,
+    /// environment and flags merged.
+    ///
+    /// # Errors
+    /// When a key is unknown or a value has the wrong type.
+    pub fn section<T: DeserializeOwned>(&self, name: &str) -> color_eyre::Result<T> {
+        section(&self.sections, name)
+    }
+
+    /// Everything that was configured, as one TOML document a service can be started with.
+    #[must_use]
+    pub fn sections(&self) -> &Table {
+        &self.sections
+    }
+}
+
+fn section<T: DeserializeOwned>(sections: &Table, name: &str) -> color_eyre::Result<T> {
+    let value = sections.get(name).cloned().unwrap_or_else(|| Value::Table(Table::new()));
+    value.try_into().wrap_err_with(|| format!("section [{name}] of the configuration is not valid"))
+}
+
+fn read_file(path: &Path) -> color_eyre::Result<Table> {
+    let text = std::fs::read_to_string(path)
+        .wrap_err_with(|| format!("can't read the configuration file {}", path.display()))?;
+    text.parse().wrap_err_with(|| format!("{} is not valid TOML", path.display()))
+}
+
+/// The environment's `WEIR_<SECTION>__<KEY>`; numbers and booleans are taken as such.
+fn overlay_environment(sections: &mut Table, variables: impl Iterator<Item = (String, String)>) {
+    for (name, text) in variables {
+        let Some((section, key)) = name.strip_prefix("WEIR_").and_then(|rest| rest.split_once("__")) else { continue };
+        let value = match (text.parse::<i64>(), text.parse::<f64>(), text.parse::<bool>()) {
+            (Ok(number), ..) => Value::Integer(number),
+            (_, Ok(number), _) => Value::Float(number),
+            (.., Ok(flag)) => Value::Boolean(flag),
+            _ => Value::String(text),
+        };
+        set(sections, &section.to_lowercase(), &key.to_lowercase(), value);
+    }
+}
+
+fn overlay_flags(sections: &mut Table, args: &GlobalArgs) -> color_eyre::Result<()> {
+    let flags = [
+        ("kafka", "brokers", &args.kafka),
+        ("kafka", "prefix", &args.prefix),
+        ("registry", "url", &args.registry),
+        ("registry", "username", &args.registry_user),
+        ("registry", "password", &args.registry_password),
+        ("qdrant", "url", &args.qdrant),
+        ("qdrant", "api_key", &args.qdrant_api_key),
+    ];
+    for (section, key, value) in flags {
+        if let Some(value) = value {
+            set(sections, section, key, Value::String(value.clone()));
+        }
+    }
+    let configured = sections.get("kafka").and_then(|kafka| kafka.get("properties")).and_then(Value::as_table);
+    let mut properties = configured.cloned().unwrap_or_default();
+    for property in &args.kafka_properties {
+        let (key, value) = property
+            .split_once('=')
+            .ok_or_else(|| eyre!("-X {property}: write KEY=VALUE, for example -X security.protocol=SASL_SSL"))?;
+        properties.insert(key.trim().to_owned(), Value::String(value.to_owned()));
+    }
+    if !properties.is_empty() {
+        set(sections, "kafka", "properties", Value::Table(properties));
+    }
+    Ok(())
+}
+
+/// Addresses of the local stack when one runs in `data` and nothing else was named.
+fn fill_from_stack(sections: &mut Table, data: &Path) {
+    let Some(endpoints) = weir_stack::running(data) else { return };
+    let found = [
+        ("kafka", "brokers", endpoints.kafka),
+        ("registry", "url", endpoints.registry),
+        ("qdrant", "url", endpoints.qdrant),
+    ];
+    for (section, key, value) in found {
+        let named = sections.get(section).and_then(|table| table.get(key)).is_some();
+        if let (Some(value), false) = (value, named) {
+            set(sections, section, key, Value::String(value));
+        }
+    }
+}
+
+/// Sets `[section] key = value`, also when the section was something else than a table.
+fn set(parent: &mut Table, section: &str, key: &str, value: Value) {
+    match parent.entry(section).or_insert_with(|| Value::Table(Table::new())) {
+        Value::Table(table) => {
+            table.insert(key.to_owned(), value);
+        }
+        other => *other = Value::Table(Table::from_iter([(key.to_owned(), value)])),
+    }
+}

@@ -1,0 +1,17 @@
+//! `weir topics`.
+
+use std::process::ExitCode;
+
+use crate::context::Context;
+
+/// Arguments of `weir topics`.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the subcommand.
+///
+/// # Errors
+/// When it can't be done.
+pub async fn run(_: Args, _: &Context) -> color_eyre::Result<ExitCode> {
+    color_eyre::eyre::bail!("`weir topics` is not built yet")
+}
