@@ -1,0 +1,60 @@
+//! Filters of points.
+
+use std::collections::BTreeMap;
+
+use qdrant_client::qdrant::{Condition, Filter, Range};
+use weir_contracts::{DocumentId, Revision, TenantId};
+
+use crate::payload::{field, kind, meta_entry};
+
+/// A tenant's points that meet these conditions. The one place where a tenant's points are told from others': whatever
+/// reads or removes points by a filter goes through here.
+pub(crate) fn scope(tenant: &TenantId, conditions: impl IntoIterator<Item = Condition>) -> Filter {
+    Filter::must(std::iter::once(keyword(field::TENANT, tenant.as_str())).chain(conditions))
+}
+
+/// A tenant's chunks whose document has all of these metadata.
+pub(crate) fn chunks_with(tenant: &TenantId, metadata: &BTreeMap<String, String>) -> Filter {
+    scope(tenant, metadata.iter().map(|(key, value)| keyword(field::META, &meta_entry(key, value))))
+}
+
+/// The chunks of one build of one revision.
+pub(crate) fn set(tenant: &TenantId, document: &DocumentId, revision: Revision, build: &str) -> Filter {
+    scope(
+        tenant,
+        [
+            keyword(field::DOCUMENT, document.as_str()),
+            keyword(field::KIND, kind::CHUNK),
+            integer(field::REVISION, revision.ordinal()),
+            keyword(field::BUILD, build),
+        ],
+    )
+}
+
+/// The chunks of a document that meet one of these conditions.
+pub(crate) fn chunks_of(tenant: &TenantId, document: &DocumentId, any: impl IntoIterator<Item = Condition>) -> Filter {
+    scope(
+        tenant,
+        [keyword(field::DOCUMENT, document.as_str()), keyword(field::KIND, kind::CHUNK), Filter::should(any).into()],
+    )
+}
+
+/// Chunks of all tenants, for the sweep.
+pub(crate) fn all_chunks() -> Filter {
+    Filter::must([keyword(field::KIND, kind::CHUNK)])
+}
+
+pub(crate) fn keyword(field: &str, value: &str) -> Condition {
+    Condition::matches(field, value.to_owned())
+}
+
+pub(crate) fn integer(field: &str, value: i64) -> Condition {
+    Condition::matches(field, value)
+}
+
+/// `field < value`. Qdrant compares as doubles, which hold every revision and every offset below 2^53 exactly.
+pub(crate) fn below(field: &str, value: i64) -> Condition {
+    #[allow(clippy::cast_precision_loss)]
+    let lt = value as f64;
+    Condition::range(field, Range { lt: Some(lt), ..Range::default() })
+}
