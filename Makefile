@@ -1,0 +1,66 @@
+# Everything a person does with this repository. `make help` lists it.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Outside the clone, so that a fresh clone does not compile everything again.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/weir/target
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+WEIR := $(CARGO_TARGET_DIR)/debug/weir
+
+# Optimised like a release, without link-time optimisation. `BENCH_PROFILE=release` for what images run.
+BENCH_PROFILE ?= perf
+BENCH ?=
+
+.PHONY: help prerequisites build demo up down status test test-long lint fmt bench clean-data docs deny
+
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo CORPUS=DIR    the same with your own folder of documents"
+	@echo "  make bench BENCH=relay  one benchmark only"
+	@echo "  Build outputs: $(CARGO_TARGET_DIR)"
+
+prerequisites: ## Check what is needed; as root on Debian or Ubuntu install what is missing
+	@scripts/prerequisites.sh
+
+build: prerequisites ## Compile all programs
+	@scripts/build.sh
+
+demo: build ## Documents in, five questions, cited answers out, on a stack that ends with it
+	@"$(WEIR)" demo $(if $(CORPUS),--corpus "$(CORPUS)")
+
+up: build ## Start the local stack and all services, and leave them running
+	@"$(WEIR)" up
+
+down: build ## Stop what `make up` started
+	@"$(WEIR)" down
+
+status: build ## What runs, and how far behind it is
+	@"$(WEIR)" status
+
+test: prerequisites ## Lint, then every test, on real Kafka, each suite with its time
+	@scripts/test.sh
+
+test-long: prerequisites ## The same with the tests that take many minutes
+	@scripts/test.sh --long
+
+lint: prerequisites ## Formatting and clippy, nothing else
+	@scripts/test.sh --lint
+
+fmt: prerequisites ## Format the code
+	@cargo fmt --all
+
+bench: prerequisites ## Measure; prints tables and writes bench-results/
+	@scripts/bench.sh "$(BENCH_PROFILE)" $(BENCH)
+
+docs: build ## Write docs/metrics.md anew from the code
+	@UPDATE=1 cargo test --workspace --test metrics_doc
+
+deny: ## Licences, advisories and bans of dependencies (needs cargo-deny)
+	@cargo deny check
+
+clean-data: build ## Stop the local stack and delete its data; downloads and build outputs stay
+	@"$(WEIR)" down
+	@"$(WEIR)" stack clean --yes

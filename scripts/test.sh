@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# test.sh [--lint] [--long]: formatting, clippy, then every suite of tests with its time.
+# A suite that fails does not keep the others from running; the end names it and the status is 1.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$HOME/.cache/weir/target}
+export PATH="$HOME/.cargo/bin:$PATH"
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
+
+only_lint=false
+long=()
+for argument in "$@"; do
+    case $argument in
+        --lint) only_lint=true ;;
+        --long) long=(--include-ignored) ;;
+        *) echo "usage: scripts/test.sh [--lint] [--long]" >&2; exit 2 ;;
+    esac
+done
+
+failed=()
+report=()
+begun=$SECONDS
+
+# step NAME COMMAND...: runs it, and notes how long it took and how it ended.
+step() {
+    local name=$1 start=$SECONDS outcome=ok
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" || { outcome=FAILED; failed+=("$name"); }
+    report+=("$(printf '%6ds  %-7s %s' $((SECONDS - start)) "$outcome" "$name")")
+    [[ $outcome == ok ]]
+}
+
+finish() {
+    printf '\n== Time of each step\n'
+    printf '%s\n' "${report[@]}"
+    printf '%6ds  in all\n' $((SECONDS - begun))
+    if ((${#failed[@]})); then
+        printf '\nFailed: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2
+        exit 1
+    fi
+    exit 0
+}
+
+# Names of the test targets of a package's tests/ folder (`own`), or of all other packages (`others`).
+integration_tests() {
+    cargo metadata --format-version 1 --no-deps | python3 -c '
+import json, sys
+wanted = sys.argv[1]
+names = {
+    target["name"]
+    for package in json.load(sys.stdin)["packages"]
+    for target in package["targets"]
+    if "test" in target["kind"] and (package["name"] == "weir-tests") == (wanted == "own")
+}
+print(*sorted(names), sep="\n")' "$1"
+}
+
+lock_is_current() { cargo metadata --format-version 1 --locked --quiet >/dev/null; }
+
+step "Cargo.lock is current" lock_is_current || finish
+step "formatting" cargo fmt --all --check || true
+step "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings || true
+$only_lint && finish
+
+# Nothing below can run when this fails.
+step "build the programs" scripts/build.sh || finish
+step "build the tests" cargo test --workspace --no-run || finish
+
+step "unit tests" cargo test --workspace --lib --bins -- "${long[@]}" || true
+step "examples in the documentation" cargo test --workspace --doc || true
+for name in $(integration_tests others); do
+    step "$name" cargo test --workspace --test "$name" -- "${long[@]}" || true
+done
+# On real Kafka. One test at a time: each has a stack of its own, and they measure time.
+for name in $(integration_tests own); do
+    step "end to end: $name" cargo test --workspace --test "$name" -- --test-threads=1 "${long[@]}" || true
+done
+finish
