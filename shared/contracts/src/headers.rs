@@ -22,6 +22,8 @@ pub mod header {
     pub const DEAD_LETTER: &str = "weir-dead-letter";
     /// When the record became a dead letter, milliseconds since the Unix epoch.
     pub const DEAD_LETTER_AT: &str = "weir-dead-letter-at";
+    /// Key the dead letter had where it was read; its key among the dead letters is its id.
+    pub const DEAD_LETTER_KEY: &str = "weir-dead-letter-key";
     /// How often the dead letter was replayed.
     pub const REPLAYS: &str = "weir-replays";
     /// Topic the dead letter was read from (KIP-1191).

@@ -57,8 +57,7 @@ pub fn group_lag(kafka: &KafkaConfig, group: &str, topic: Topic, timeout: Durati
     let committed = consumer.committed_offsets(list, timeout).map_err(kafka_fail)?;
     let mut lanes = Vec::new();
     for element in committed.elements() {
-        let (low, high) =
-            consumer.fetch_watermarks(&topic, element.partition(), timeout).map_err(kafka_fail)?;
+        let (low, high) = consumer.fetch_watermarks(&topic, element.partition(), timeout).map_err(kafka_fail)?;
         let committed = match element.offset() {
             Offset::Offset(offset) => Some(offset),
             _ => None,

@@ -1,18 +1,28 @@
 //! Runs a stage on Kafka, exactly once: transactions, rebalances, dead letters, lag, backpressure.
 
+mod assignment;
+mod backoff;
 mod client;
+mod commit;
 mod config;
+mod dead_letter;
+mod engine;
+mod flood;
 mod lag;
+mod lane;
 pub mod metric;
+mod ownership;
+mod process;
 mod publisher;
 mod reader;
 mod registry;
 mod run;
 mod status;
 mod trace_context;
+mod transaction;
 
 pub use config::{KafkaConfig, RegistryConfig, RunnerConfig};
-pub use lag::{LaneLag, LagError, group_lag};
+pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};
 pub use reader::{ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};

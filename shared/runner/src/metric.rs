@@ -1,6 +1,34 @@
 //! The runner's metrics.
 
-use weir_contracts::MetricDef;
+use weir_contracts::{MetricDef, MetricKind};
 
-/// Every metric of this crate.
-pub const METRICS: &[MetricDef] = &[];
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $name:ident = $kind:ident $text:literal [$($label:literal),*] $help:literal;)*) => {
+        $(#[doc = $help] pub const $name: &str = $text;)*
+
+        /// Every metric of this crate.
+        pub const METRICS: &[MetricDef] = &[
+            $(MetricDef { name: $text, kind: MetricKind::$kind, labels: &[$($label),*], help: $help },)*
+        ];
+    };
+}
+
+metrics! {
+    RECORDS = Counter "weir_records_total" ["stage", "outcome"] "Records whose outcome was committed: emitted, skipped or rejected.";
+    SKIPPED = Counter "weir_skipped_records_total" ["stage", "reason"] "Records that needed no work, by reason.";
+    REJECTED = Counter "weir_rejected_records_total" ["stage", "class"] "Records that became dead letters, by class of failure.";
+    OUTPUTS = Counter "weir_output_records_total" ["stage"] "Records written, dead letters included.";
+    BATCH_RECORDS = Histogram "weir_batch_records" ["stage"] "Records processed together.";
+    PROCESS_SECONDS = Histogram "weir_process_seconds" ["stage"] "Seconds a stage took for a batch.";
+    COMMIT_SECONDS = Histogram "weir_commit_seconds" ["stage"] "Seconds from the beginning of a transaction to its commit.";
+    TRANSACTIONS = Counter "weir_transactions_total" ["stage", "result"] "Transactions by result: committed, aborted, ambiguous-applied or ambiguous-not-applied.";
+    IN_FLIGHT = Gauge "weir_in_flight_records" ["stage"] "Records delivered and not committed yet, those waiting in memory included.";
+    LATENCY_SECONDS = Histogram "weir_latency_seconds" ["stage", "tenant"] "Seconds from the writing of a record to the commit of its outcome; tenants beyond the first 50 count as other.";
+    LAG_RECORDS = Gauge "weir_lag_records" ["stage", "lane"] "High watermark minus committed position.";
+    OLDEST_UNREAD_SECONDS = Gauge "weir_oldest_unread_seconds" ["stage", "lane"] "Age in seconds of the oldest record delivered and not committed; compare with the topic's retention.";
+    UNSTABLE_RECORDS = Gauge "weir_unstable_records" ["stage", "lane"] "High watermark minus last stable offset; stays above zero when a transaction hangs.";
+    LANES = Gauge "weir_lanes" ["stage"] "Lanes this instance owns.";
+    PAUSED_LANES = Gauge "weir_paused_lanes" ["stage", "reason"] "Lanes that do not flow: unavailable (heals by itself), gap or flood (a person must look).";
+    REBALANCES = Counter "weir_rebalances_total" ["stage", "kind"] "Changes of the lanes this instance owns: assigned, revoked or lost.";
+    UNAVAILABLE = Counter "weir_unavailable_total" ["stage", "dependency"] "Times a batch had to wait for a dependency.";
+}

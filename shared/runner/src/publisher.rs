@@ -68,7 +68,8 @@ impl Publisher {
             Some(record) => {
                 let mut value = Vec::new();
                 if let Some(schema) = record.schema() {
-                    let id = self.registry.id_of(output.topic, schema).await.map_err(|error| fail(error.to_string()))?;
+                    let id =
+                        self.registry.id_of(output.topic, schema).await.map_err(|error| fail(error.to_string()))?;
                     frame(id, &mut value);
                 }
                 record.encode(&mut value).map_err(|error| fail(error.to_string()))?;

@@ -200,9 +200,7 @@ fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start) -> Result<Opene
         if from < high {
             ends.insert(Lane(partition), high);
         }
-        assignment
-            .add_partition_offset(topic, partition, Offset::Offset(from))
-            .map_err(|error| error.to_string())?;
+        assignment.add_partition_offset(topic, partition, Offset::Offset(from)).map_err(|error| error.to_string())?;
     }
     consumer.assign(&assignment).map_err(|error| error.to_string())?;
     Ok((consumer, ends))
@@ -260,10 +258,5 @@ fn copy(topic: &Arc<str>, message: &BorrowedMessage<'_>) -> Bytes {
 /// The headers of a message, copied.
 pub(crate) fn copy_headers(message: &BorrowedMessage<'_>) -> Headers {
     let Some(headers) = message.headers() else { return Headers::default() };
-    Headers(
-        headers
-            .iter()
-            .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
-            .collect(),
-    )
+    Headers(headers.iter().map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec())).collect())
 }

@@ -56,10 +56,11 @@ impl Registry {
     /// When the HTTP client can't be made.
     pub fn new(config: &RegistryConfig, prefix: &str) -> Result<Self, RegistryError> {
         let url = config.url.trim_end_matches('/').to_owned();
-        let client = reqwest::Client::builder()
-            .timeout(TIMEOUT)
-            .build()
-            .map_err(|error| RegistryError { url: url.clone(), reason: error.to_string(), not_found: false })?;
+        let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(|error| RegistryError {
+            url: url.clone(),
+            reason: error.to_string(),
+            not_found: false,
+        })?;
         let credentials = config.username.clone().map(|user| (user, config.password.clone()));
         Ok(Self {
             inner: Arc::new(Inner {

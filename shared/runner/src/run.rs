@@ -1,11 +1,23 @@
-//! The loop.
+//! Puts a runner together: consumer, producer, processor, loop.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
-use weir_contracts::Topic;
+use weir_contracts::{Topic, dead_letter_topic};
 use weir_stage::Stage;
 
+use crate::assignment::GroupContext;
+use crate::client::consumer_config;
+use crate::commit::{Committer, Producing};
+use crate::engine::Engine;
+use crate::ownership::Ownership;
+use crate::process::Processor;
+use crate::reader::partitions;
+use crate::transaction::TransactionalProducer;
 use crate::{KafkaConfig, Registry, RunnerConfig, StageStatus};
 
 /// The runner can't go on; the service exits with an error and starts again.
@@ -20,7 +32,13 @@ pub struct RunnerError {
 
 /// Runs one stage.
 pub struct Runner {
+    name: &'static str,
+    kafka: KafkaConfig,
+    registry: Registry,
+    config: RunnerConfig,
     status: Arc<StageStatus>,
+    #[cfg(feature = "at-least-once")]
+    at_least_once: bool,
 }
 
 impl Runner {
@@ -28,8 +46,23 @@ impl Runner {
     /// `<prefix><name>.<instance>`, dead letters in `<prefix>dlq.<name>`.
     #[must_use]
     pub fn new(name: &'static str, kafka: KafkaConfig, registry: Registry, config: RunnerConfig) -> Self {
-        let _ = (name, kafka, registry, config);
-        Self { status: Arc::default() }
+        Self {
+            name,
+            kafka,
+            registry,
+            config,
+            status: Arc::default(),
+            #[cfg(feature = "at-least-once")]
+            at_least_once: std::env::var_os("WEIR_TEST_AT_LEAST_ONCE").is_some(),
+        }
+    }
+
+    /// Switches transactions off. For tests and benchmarks: records may be applied twice.
+    #[cfg(feature = "at-least-once")]
+    #[must_use]
+    pub fn at_least_once(mut self) -> Self {
+        self.at_least_once = true;
+        self
     }
 
     /// State of the stage, for health checks.
@@ -43,8 +76,148 @@ impl Runner {
     /// # Errors
     /// When it can't go on: a fatal error of Kafka, a fenced producer, a missing topic, a fatal error of the stage.
     pub async fn run<S: Stage>(self, input: Topic, stage: S, shutdown: CancellationToken) -> Result<(), RunnerError> {
-        let _ = (input, stage);
-        shutdown.cancelled().await;
+        let name = self.name;
+        let fail = |reason: String| RunnerError { stage: name.to_owned(), reason };
+        let (batches, batch_receiver) = tokio::sync::mpsc::channel(1);
+        let (done_sender, done) = mpsc::channel();
+        let ownership = Arc::new(Ownership::default());
+        let stop = CancellationToken::new();
+        let processor = Processor {
+            name,
+            stage,
+            registry: self.registry.clone(),
+            config: self.config.clone(),
+            names: self.kafka.topics(),
+            ownership: Arc::clone(&ownership),
+            status: Arc::clone(&self.status),
+            stop: stop.clone(),
+            topics: HashMap::new(),
+        };
+        let (result_sender, result) = tokio::sync::oneshot::channel();
+        let token = shutdown.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let outcome = self.set_up(input, token, ownership, batches, done).and_then(Engine::run);
+                // The receiver is gone only when the service is.
+                let _ = result_sender.send(outcome);
+            })
+            .map_err(|error| fail(format!("no thread: {error}")))?;
+        let wake = thread.thread().clone();
+        let waker = wake.clone();
+        let processing = tokio::spawn(processor.run(batch_receiver, done_sender, wake));
+        let notice = tokio::spawn(async move {
+            shutdown.cancelled().await;
+            waker.unpark();
+        });
+        let outcome = result.await.unwrap_or_else(|_| Err("the loop panicked; see the log".into()));
+        stop.cancel();
+        notice.abort();
+        processing.abort();
+        outcome.map_err(fail)
+    }
+
+    fn set_up(
+        self,
+        input: Topic,
+        shutdown: CancellationToken,
+        ownership: Arc<Ownership>,
+        batches: tokio::sync::mpsc::Sender<Vec<crate::process::RawRecord>>,
+        done: mpsc::Receiver<crate::process::Processed>,
+    ) -> Result<Engine, String> {
+        let names = self.kafka.topics();
+        let group = names.full_name(self.name);
+        let input: Arc<str> = names.full(input).into();
+        let mut settings = consumer_config(&self.kafka);
+        settings
+            .set("group.id", &group)
+            .set("session.timeout.ms", self.config.session_timeout_ms.to_string())
+            .set("heartbeat.interval.ms", (self.config.session_timeout_ms / 5).clamp(200, 3_000).to_string())
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("auto.offset.reset", "error")
+            .set("queued.max.messages.kbytes", (self.config.lane_buffer_bytes / 1024).max(1024).to_string())
+            .set("statistics.interval.ms", "1000");
+        let context = GroupContext::default();
+        let consumer: BaseConsumer<GroupContext> =
+            settings.create_with_context(context).map_err(|error: KafkaError| error.to_string())?;
+        let consumer = Arc::new(consumer);
+        let dead_letters: Arc<str> = names.full_name(&dead_letter_topic(self.name)).into();
+        self.wait_for_topics(&consumer, &[&input, &dead_letters], &shutdown)?;
+        let committer = Committer {
+            stage: self.name,
+            producer: self.producing(&group)?,
+            group,
+            input: Arc::clone(&input),
+            dead_letters,
+            instance: rand::random(),
+            serial: 0,
+        };
+        let mut engine = Engine {
+            stage: self.name,
+            config: self.config,
+            input: Arc::clone(&input),
+            consumer,
+            committer,
+            ownership,
+            status: self.status,
+            shutdown,
+            batches,
+            done,
+            lanes: BTreeMap::new(),
+            processing: false,
+            ready: Vec::new(),
+            ready_batches: 0,
+            last_commit: Instant::now(),
+            waiting_since: None,
+            next_lane: 0,
+            tenants: HashMap::new(),
+        };
+        engine.committer.start_over()?;
+        engine.consumer.subscribe(&[&input]).map_err(|error| error.to_string())?;
+        Ok(engine)
+    }
+
+    /// Kafka may start after its services; a topic that does not exist is somebody's mistake.
+    fn wait_for_topics(
+        &self,
+        consumer: &BaseConsumer<GroupContext>,
+        topics: &[&Arc<str>],
+        shutdown: &CancellationToken,
+    ) -> Result<(), String> {
+        for topic in topics {
+            while let Err(reason) = partitions(consumer, topic) {
+                if shutdown.is_cancelled() {
+                    return Ok(());
+                }
+                if reason.starts_with("the topic") {
+                    return Err(format!("{topic}: {reason}"));
+                }
+                tracing::warn!(stage = self.name, brokers = self.kafka.brokers, reason, "waiting for Kafka");
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        }
         Ok(())
     }
+
+    fn producing(&self, group: &str) -> Result<Producing, String> {
+        #[cfg(feature = "at-least-once")]
+        if self.at_least_once {
+            return Ok(Producing::AtLeastOnce(crate::transaction::PlainProducer::new(&self.kafka, &self.config)?));
+        }
+        let instance = match self.config.instance.as_str() {
+            "" => host_name(),
+            named => named.to_owned(),
+        };
+        let id = format!("{group}.{instance}");
+        Ok(Producing::Transactions(TransactionalProducer::new(&self.kafka, &self.config, id)?))
+    }
+}
+
+fn host_name() -> String {
+    std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/etc/hostname").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "0".into())
 }

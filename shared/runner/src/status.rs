@@ -42,10 +42,21 @@ impl PauseReason {
     }
 }
 
+impl std::fmt::Display for PauseReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unavailable { dependency, reason } => write!(f, "{dependency} is unavailable: {reason}"),
+            Self::Gap { from, to } => write!(f, "records {from}..{to} are gone from the log"),
+            Self::Flood { reason } => f.write_str(reason),
+        }
+    }
+}
+
 /// State of one stage of a service, for health checks and tests.
 #[derive(Debug, Default)]
 pub struct StageStatus {
     joined: AtomicBool,
+    unavailable: Mutex<Option<PauseReason>>,
     lanes: Mutex<BTreeMap<Lane, Option<PauseReason>>>,
 }
 
@@ -59,6 +70,45 @@ impl StageStatus {
     /// The lanes this instance owns, with the reason for those that do not flow.
     #[must_use]
     pub fn lanes(&self) -> BTreeMap<Lane, Option<PauseReason>> {
-        self.lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        let mut lanes = lock(&self.lanes).clone();
+        if let Some(reason) = lock(&self.unavailable).as_ref() {
+            for pause in lanes.values_mut() {
+                pause.get_or_insert_with(|| reason.clone());
+            }
+        }
+        lanes
     }
+
+    pub(crate) fn joined(&self, joined: bool) {
+        self.joined.store(joined, Ordering::Release);
+    }
+
+    pub(crate) fn owned(&self, lane: Lane) {
+        lock(&self.lanes).insert(lane, None);
+    }
+
+    pub(crate) fn stopped(&self, lane: Lane, reason: PauseReason) {
+        lock(&self.lanes).insert(lane, Some(reason));
+    }
+
+    pub(crate) fn gone(&self, lane: Lane) {
+        lock(&self.lanes).remove(&lane);
+    }
+
+    /// The batch at hand waits for a dependency, and so does every lane behind it.
+    pub(crate) fn unavailable(&self, reason: PauseReason) {
+        *lock(&self.unavailable) = Some(reason);
+    }
+
+    pub(crate) fn available(&self) {
+        *lock(&self.unavailable) = None;
+    }
+
+    pub(crate) fn is_unavailable(&self) -> bool {
+        lock(&self.unavailable).is_some()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -97,7 +97,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_trace() {
-        for text in ["", "00-x", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"] {
+        for text in [
+            "",
+            "00-x",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
             let mut headers = Headers::default();
             headers.set(header::TRACEPARENT, text);
             assert_eq!(TraceParent::of(&headers), None, "{text}");

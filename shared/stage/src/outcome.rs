@@ -57,13 +57,7 @@ impl fmt::Debug for Output {
 impl Output {
     /// A record for `topic`, in the lane of the input.
     pub fn new(topic: Topic, key: impl Into<Vec<u8>>, record: impl AnyRecord + 'static) -> Self {
-        Self {
-            topic,
-            lane: None,
-            key: Some(key.into()),
-            record: Some(Box::new(record)),
-            headers: Headers::default(),
-        }
+        Self { topic, lane: None, key: Some(key.into()), record: Some(Box::new(record)), headers: Headers::default() }
     }
 
     /// A tombstone for `key`, in the lane of the input.

@@ -1,0 +1,211 @@
+//! One transaction: outputs, dead letters and input positions of finished records, together or not at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use metrics::{counter, histogram};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
+use weir_contracts::Lane;
+
+use crate::assignment::{GroupContext, committed};
+use crate::backoff::Backoff;
+use crate::dead_letter::dead_letter;
+use crate::metric;
+use crate::process::{Prepared, Verdict};
+use crate::transaction::{TransactionError, TransactionalProducer};
+
+/// Version of what is written into the commit metadata.
+const METADATA_VERSION: &str = "w1";
+
+/// Whether the records count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verified {
+    /// They are committed.
+    Committed,
+    /// Nothing of them is; produce the same again.
+    NotCommitted,
+}
+
+/// Commits to Kafka for one stage.
+pub(crate) struct Committer {
+    pub(crate) stage: &'static str,
+    pub(crate) group: String,
+    pub(crate) input: Arc<str>,
+    pub(crate) dead_letters: Arc<str>,
+    pub(crate) producer: Producing,
+    /// Random per process, so that the serials of two instances never meet.
+    pub(crate) instance: u64,
+    pub(crate) serial: u64,
+}
+
+/// How records are produced.
+pub(crate) enum Producing {
+    Transactions(TransactionalProducer),
+    #[cfg(feature = "at-least-once")]
+    AtLeastOnce(crate::transaction::PlainProducer),
+}
+
+impl Committer {
+    /// Produces what `prepared` says and commits `positions` (next offset of each lane) with it. An error is fatal.
+    pub(crate) fn commit(
+        &mut self,
+        consumer: &BaseConsumer<GroupContext>,
+        prepared: &[Prepared],
+        positions: &BTreeMap<Lane, i64>,
+    ) -> Result<Verified, String> {
+        self.serial += 1;
+        let serial = format!("{METADATA_VERSION};{:x}.{:x}", self.instance, self.serial);
+        let offsets = self.offsets(positions, &serial)?;
+        let start = Instant::now();
+        let failed = match self.attempt(consumer, prepared, &offsets) {
+            Ok(()) => {
+                histogram!(metric::COMMIT_SECONDS, "stage" => self.stage).record(start.elapsed().as_secs_f64());
+                self.count("committed");
+                return Ok(Verified::Committed);
+            }
+            Err(failed) => failed,
+        };
+        let doubt = match failed {
+            TransactionError::Fatal(reason) => return Err(reason),
+            TransactionError::Abort(reason) => {
+                tracing::warn!(stage = self.stage, reason, "transaction aborted; its records are produced again");
+                match self.abort() {
+                    Ok(()) => {
+                        self.count("aborted");
+                        return Ok(Verified::NotCommitted);
+                    }
+                    Err(TransactionError::Fatal(reason)) => return Err(reason),
+                    Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => reason,
+                }
+            }
+            TransactionError::Ambiguous(reason) => reason,
+        };
+        tracing::warn!(
+            stage = self.stage,
+            reason = doubt,
+            "transaction in doubt: asking Kafka whether it was committed"
+        );
+        self.resolve(consumer, positions, &serial)
+    }
+
+    fn offsets(&self, positions: &BTreeMap<Lane, i64>, serial: &str) -> Result<TopicPartitionList, String> {
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        for (lane, next) in positions {
+            let mut element = list.add_partition(&self.input, lane.0);
+            element.set_offset(Offset::Offset(*next)).map_err(|error| error.to_string())?;
+            element.set_metadata(serial);
+        }
+        Ok(list)
+    }
+
+    fn attempt(
+        &mut self,
+        consumer: &BaseConsumer<GroupContext>,
+        prepared: &[Prepared],
+        offsets: &TopicPartitionList,
+    ) -> Result<(), TransactionError> {
+        match &mut self.producer {
+            Producing::Transactions(producer) => {
+                let group = consumer
+                    .group_metadata()
+                    .ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
+                let transaction = producer.begin()?;
+                produce(self.stage, &self.group, &self.dead_letters, prepared, |record| transaction.produce(record))?;
+                transaction.commit(offsets, &group)
+            }
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(producer) => {
+                produce(self.stage, &self.group, &self.dead_letters, prepared, |record| producer.produce(record))?;
+                producer.flush()?;
+                consumer
+                    .commit(offsets, rdkafka::consumer::CommitMode::Async)
+                    .map_err(|error| TransactionError::Abort(error.to_string()))
+            }
+        }
+    }
+
+    fn abort(&mut self) -> Result<(), TransactionError> {
+        match &mut self.producer {
+            Producing::Transactions(producer) => producer.abort(),
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(_) => Ok(()),
+        }
+    }
+
+    /// After a commit in doubt: a new producer with the same id resolves the transaction at the broker, and the
+    /// committed positions tell by their serial whether it counted.
+    fn resolve(
+        &mut self,
+        consumer: &BaseConsumer<GroupContext>,
+        positions: &BTreeMap<Lane, i64>,
+        serial: &str,
+    ) -> Result<Verified, String> {
+        self.start_over()?;
+        let lanes: Vec<Lane> = positions.keys().copied().collect();
+        let found = insist(self.stage, "reading committed positions", || {
+            committed(consumer, &self.input, &lanes).map_err(|error| TransactionError::Ambiguous(error.to_string()))
+        })?;
+        // One transaction covers all lanes: its serial on one of them means it counted for all.
+        let applied =
+            found.iter().any(|(lane, offset, metadata)| metadata == serial && *offset == positions.get(lane).copied());
+        self.count(if applied { "ambiguous-applied" } else { "ambiguous-not-applied" });
+        tracing::warn!(stage = self.stage, applied, "transaction resolved");
+        Ok(if applied { Verified::Committed } else { Verified::NotCommitted })
+    }
+
+    /// A new producer that has fenced the old one, as soon as Kafka lets it.
+    pub(crate) fn start_over(&mut self) -> Result<(), String> {
+        let stage = self.stage;
+        match &mut self.producer {
+            Producing::Transactions(producer) => {
+                producer.recreate()?;
+                insist(stage, "taking over the transactional id", || producer.fence())
+            }
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(_) => Ok(()),
+        }
+    }
+
+    fn count(&self, result: &'static str) {
+        counter!(metric::TRANSACTIONS, "stage" => self.stage, "result" => result).increment(1);
+    }
+}
+
+fn produce(
+    stage: &str,
+    group: &str,
+    dead_letters: &Arc<str>,
+    prepared: &[Prepared],
+    mut send: impl FnMut(&crate::process::EncodedRecord) -> Result<(), TransactionError>,
+) -> Result<(), TransactionError> {
+    for record in prepared {
+        for output in &record.outputs {
+            send(output)?;
+        }
+        if let Verdict::Rejected(failure) = &record.verdict {
+            send(&dead_letter(stage, group, dead_letters, &record.raw, failure))?;
+        }
+    }
+    Ok(())
+}
+
+/// Repeats a call to Kafka until it answers, with backoff; gives up only where repeating can't help.
+pub(crate) fn insist<T>(
+    stage: &str,
+    what: &str,
+    mut call: impl FnMut() -> Result<T, TransactionError>,
+) -> Result<T, String> {
+    let mut backoff = Backoff::new(std::time::Duration::from_millis(50), std::time::Duration::from_secs(2));
+    loop {
+        match call() {
+            Ok(value) => return Ok(value),
+            Err(TransactionError::Fatal(reason)) => return Err(reason),
+            Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => {
+                tracing::warn!(stage, reason, "{what}: trying again");
+                std::thread::sleep(backoff.next(&mut rand::rng(), None));
+            }
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Turns raw records into encoded outcomes: decodes, calls the stage, encodes. Runs beside the loop, so that a batch is
+//! processed while the one before it commits.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, mpsc};
+use std::thread::Thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures::FutureExt;
+use metrics::{counter, histogram};
+use tokio_util::sync::CancellationToken;
+use weir_contracts::{Lane, Record, Topic, TopicNames, frame, header, unframe};
+use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Output, Stage, StageError, failure_class};
+
+use crate::backoff::Backoff;
+use crate::ownership::{LaneEpoch, Ownership};
+use crate::trace_context::TraceParent;
+use crate::{PauseReason, Registry, RunnerConfig, StageStatus, metric};
+
+/// A record as it was read.
+#[derive(Debug)]
+pub(crate) struct RawRecord {
+    pub(crate) at: Coordinates,
+    pub(crate) epoch: LaneEpoch,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Headers,
+    pub(crate) timestamp: i64,
+}
+
+impl RawRecord {
+    pub(crate) fn size(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len) + self.key.as_ref().map_or(0, Vec::len) + 64
+    }
+}
+
+/// A record ready to be produced.
+#[derive(Debug)]
+pub(crate) struct EncodedRecord {
+    pub(crate) topic: Arc<str>,
+    pub(crate) lane: Lane,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+    pub(crate) headers: Headers,
+}
+
+/// What became of a record.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    Emitted,
+    Skipped(&'static str),
+    Rejected(Failure),
+}
+
+/// A processed record: what it was, what became of it, what is written.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) raw: RawRecord,
+    pub(crate) verdict: Verdict,
+    pub(crate) outputs: Vec<EncodedRecord>,
+}
+
+/// What the processor says of a batch.
+pub(crate) enum Processed {
+    Done(Vec<Prepared>),
+    Failed(String),
+}
+
+/// The part of the runner that calls the stage.
+pub(crate) struct Processor<S: Stage> {
+    pub(crate) name: &'static str,
+    pub(crate) stage: S,
+    pub(crate) registry: Registry,
+    pub(crate) config: RunnerConfig,
+    pub(crate) names: TopicNames,
+    pub(crate) ownership: Arc<Ownership>,
+    pub(crate) status: Arc<StageStatus>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) topics: HashMap<Topic, Arc<str>>,
+}
+
+/// Why a batch is not processed yet.
+enum Wait {
+    Unavailable { dependency: &'static str, reason: String, retry_after: Option<Duration> },
+    Fatal(String),
+}
+
+impl From<StageError> for Wait {
+    fn from(error: StageError) -> Self {
+        match error {
+            StageError::Unavailable { dependency, reason, retry_after } => {
+                Self::Unavailable { dependency, reason, retry_after }
+            }
+            StageError::Fatal(reason) => Self::Fatal(reason),
+        }
+    }
+}
+
+impl<S: Stage> Processor<S> {
+    /// Processes batches until the loop goes away.
+    pub(crate) async fn run(
+        mut self,
+        mut batches: tokio::sync::mpsc::Receiver<Vec<RawRecord>>,
+        done: mpsc::Sender<Processed>,
+        wake: Thread,
+    ) {
+        while let Some(batch) = batches.recv().await {
+            let processed = self.until_available(batch).await;
+            let failed = matches!(processed, Processed::Failed(_));
+            let gone = done.send(processed).is_err();
+            wake.unpark();
+            if gone || failed {
+                return;
+            }
+        }
+    }
+
+    /// Processes a batch, waiting for dependencies as long as it takes.
+    async fn until_available(&mut self, mut batch: Vec<RawRecord>) -> Processed {
+        let initial = Duration::from_millis(self.config.backoff_initial_ms.max(1));
+        let mut backoff = Backoff::new(initial, Duration::from_millis(self.config.backoff_max_ms.max(1)));
+        loop {
+            // What was revoked meanwhile belongs to another instance.
+            batch.retain(|record| self.ownership.holds(record.at.lane, record.epoch));
+            let (unprocessed, wait) = match self.process(batch).await {
+                Ok(prepared) => {
+                    self.status.available();
+                    return Processed::Done(prepared);
+                }
+                Err(failed) => failed,
+            };
+            batch = unprocessed;
+            let (dependency, reason, retry_after) = match wait {
+                Wait::Fatal(reason) => return Processed::Failed(reason),
+                Wait::Unavailable { dependency, reason, retry_after } => (dependency, reason, retry_after),
+            };
+            let delay = backoff.next(&mut rand::rng(), retry_after);
+            counter!(metric::UNAVAILABLE, "stage" => self.name, "dependency" => dependency).increment(1);
+            tracing::warn!(
+                stage = self.name,
+                dependency,
+                reason,
+                records = batch.len(),
+                retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+                "unavailable: lanes paused"
+            );
+            self.status.unavailable(PauseReason::Unavailable { dependency, reason });
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = self.stop.cancelled() => return Processed::Done(Vec::new()),
+            }
+        }
+    }
+
+    async fn process(&mut self, batch: Vec<RawRecord>) -> Result<Vec<Prepared>, (Vec<RawRecord>, Wait)> {
+        let start = SystemTime::now();
+        let clock = Instant::now();
+        histogram!(metric::BATCH_RECORDS, "stage" => self.name).record(count(batch.len()));
+        let decoded = match decode::<S::Input>(&self.registry, &batch).await {
+            Ok(decoded) => decoded,
+            Err(wait) => return Err((batch, wait)),
+        };
+        let mut deliveries = Vec::with_capacity(batch.len());
+        let mut fates: Vec<Option<Outcome>> = Vec::with_capacity(batch.len());
+        for delivery in decoded {
+            match delivery {
+                Ok(delivery) => {
+                    deliveries.push(delivery);
+                    fates.push(None);
+                }
+                Err(outcome) => fates.push(Some(outcome)),
+            }
+        }
+        let outcomes = match self.call(&deliveries).await {
+            Ok(outcomes) => outcomes,
+            Err(wait) => return Err((batch, wait)),
+        };
+        drop(deliveries);
+        let mut outcomes = outcomes.into_iter();
+        let mut encoded = Vec::with_capacity(batch.len());
+        for (raw, fate) in batch.iter().zip(fates) {
+            let Some(outcome) = fate.or_else(|| outcomes.next()) else {
+                return Err((batch, Wait::Fatal("the stage returned fewer outcomes than records".into())));
+            };
+            match self.encode(raw, outcome, start).await {
+                Ok(prepared) => encoded.push(prepared),
+                Err(wait) => return Err((batch, wait)),
+            }
+        }
+        histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
+        let prepared = batch.into_iter().zip(encoded);
+        Ok(prepared.map(|(raw, (verdict, outputs))| Prepared { raw, verdict, outputs }).collect())
+    }
+
+    /// Calls the stage; when it panics, calls it for each record alone, so that only the record that does it is rejected.
+    async fn call(&mut self, deliveries: &[Delivery<S::Input>]) -> Result<Vec<Outcome>, Wait> {
+        if deliveries.is_empty() {
+            return Ok(Vec::new());
+        }
+        match AssertUnwindSafe(self.stage.process(Batch::new(deliveries))).catch_unwind().await {
+            Ok(result) => {
+                let outcomes = result?;
+                return match outcomes.len() == deliveries.len() {
+                    true => Ok(outcomes),
+                    false => Err(Wait::Fatal(format!(
+                        "the stage returned {} outcomes for {} records",
+                        outcomes.len(),
+                        deliveries.len()
+                    ))),
+                };
+            }
+            Err(panic) if deliveries.len() == 1 => return Ok(vec![panicked(panic.as_ref())]),
+            Err(_) => {}
+        }
+        let mut outcomes = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            let alone = Batch::new(std::slice::from_ref(delivery));
+            match AssertUnwindSafe(self.stage.process(alone)).catch_unwind().await {
+                Ok(result) => match result?.pop() {
+                    Some(outcome) => outcomes.push(outcome),
+                    None => return Err(Wait::Fatal("the stage returned no outcome for a record".into())),
+                },
+                Err(panic) => {
+                    tracing::error!(stage = self.name, at = %delivery.at, "the stage panicked on a record");
+                    outcomes.push(panicked(panic.as_ref()));
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn encode(
+        &mut self,
+        raw: &RawRecord,
+        outcome: Outcome,
+        start: SystemTime,
+    ) -> Result<(Verdict, Vec<EncodedRecord>), Wait> {
+        let (mut verdict, outputs) = match outcome {
+            Outcome::Emit(outputs) => (Verdict::Emitted, outputs),
+            Outcome::Skip { reason, outputs } => (Verdict::Skipped(reason), outputs),
+            Outcome::Reject { failure, outputs } => (Verdict::Rejected(failure), outputs),
+        };
+        let parent = TraceParent::of(&raw.headers);
+        let trace = parent.map(|parent| parent.child(self.name, &raw.at.topic, raw.at.lane.0, raw.at.offset, start));
+        if let (Verdict::Rejected(failure), trace) = (&verdict, parent.map(TraceParent::trace_id)) {
+            tracing::warn!(
+                stage = self.name,
+                class = failure.class,
+                topic = %raw.at.topic,
+                lane = raw.at.lane.0,
+                offset = raw.at.offset,
+                trace_id = trace.map(tracing::field::display),
+                reason = failure.message,
+                "record rejected"
+            );
+        }
+        let mut encoded = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            let record = self.encode_output(raw, output, trace).await?;
+            let size = record.value.as_ref().map_or(0, Vec::len) + record.key.as_ref().map_or(0, Vec::len);
+            // Room for the frame of the batch and the headers.
+            if size + 1024 > self.config.max_record_bytes {
+                let message = format!("an output for {} has {size} bytes, more than Kafka accepts", record.topic);
+                verdict = Verdict::Rejected(Failure::new(failure_class::TOO_LARGE, message));
+                encoded.clear();
+                break;
+            }
+            encoded.push(record);
+        }
+        Ok((verdict, encoded))
+    }
+
+    async fn encode_output(
+        &mut self,
+        raw: &RawRecord,
+        output: Output,
+        trace: Option<TraceParent>,
+    ) -> Result<EncodedRecord, Wait> {
+        let value = match &output.record {
+            None => None,
+            Some(record) => {
+                let mut value = Vec::new();
+                if let Some(schema) = record.schema() {
+                    let id = self.registry.id_of(output.topic, schema).await.map_err(|error| Wait::Unavailable {
+                        dependency: "schema-registry",
+                        reason: error.to_string(),
+                        retry_after: None,
+                    })?;
+                    frame(id, &mut value);
+                }
+                record.encode(&mut value).map_err(|error| Wait::Fatal(error.to_string()))?;
+                Some(value)
+            }
+        };
+        let mut headers = output.headers;
+        for name in [header::TENANT, header::REVISION, header::DEADLINE] {
+            if let (None, Some(value)) = (headers.get(name), raw.headers.get(name)) {
+                headers.set(name, value);
+            }
+        }
+        if let Some(trace) = trace {
+            headers.set(header::TRACEPARENT, trace.header());
+        }
+        let names = &self.names;
+        let topic = self.topics.entry(output.topic).or_insert_with(|| names.full(output.topic).into());
+        Ok(EncodedRecord {
+            topic: Arc::clone(topic),
+            lane: output.lane.unwrap_or(raw.at.lane),
+            key: output.key,
+            value,
+            headers,
+        })
+    }
+}
+
+/// Decodes a batch; what can't be decoded has its outcome already.
+async fn decode<R: Record>(
+    registry: &Registry,
+    batch: &[RawRecord],
+) -> Result<Vec<Result<Delivery<R>, Outcome>>, Wait> {
+    let mut decoded = Vec::with_capacity(batch.len());
+    for raw in batch {
+        let Some(value) = &raw.value else {
+            decoded.push(Err(Outcome::skip("tombstone")));
+            continue;
+        };
+        decoded.push(match decode_one(registry, value).await? {
+            Ok(record) => Ok(Delivery {
+                record,
+                at: raw.at.clone(),
+                key: raw.key.clone(),
+                headers: raw.headers.clone(),
+                timestamp: raw.timestamp,
+            }),
+            Err(reason) => Err(Outcome::reject(Failure::new(failure_class::UNDECODABLE, reason))),
+        });
+    }
+    Ok(decoded)
+}
+
+async fn decode_one<R: Record>(registry: &Registry, value: &[u8]) -> Result<Result<R, String>, Wait> {
+    if R::schema().is_none() {
+        return Ok(R::decode(None, value).map_err(|error| error.to_string()));
+    }
+    let (id, body) = match unframe(value) {
+        Ok(parts) => parts,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    match registry.schema(id).await {
+        // A decoder that panics on hostile bytes costs one record.
+        Ok(schema) => Ok(std::panic::catch_unwind(AssertUnwindSafe(|| R::decode(Some(&schema), body)))
+            .map_err(|_| "the decoder panicked".to_owned())
+            .and_then(|decoded| decoded.map_err(|error| error.to_string()))),
+        Err(error) if error.not_found => Ok(Err(error.to_string())),
+        Err(error) => {
+            Err(Wait::Unavailable { dependency: "schema-registry", reason: error.to_string(), retry_after: None })
+        }
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|| "no message".into());
+    Outcome::reject(Failure::new(failure_class::PANIC, format!("the stage panicked: {text}")))
+}
+
+pub(crate) fn count(n: usize) -> f64 {
+    u32::try_from(n).map_or(f64::from(u32::MAX), f64::from)
+}
