@@ -1,0 +1,105 @@
+//! Texts to vectors.
+
+use std::fmt;
+use std::time::Instant;
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use tracing::info;
+
+use crate::batching::Batcher;
+use crate::bert::Bert;
+use crate::{ModelConfig, ModelError, ModelFiles, Tokenizer, hashing, metric};
+
+/// An embedding model, loaded. Calls block and may come from several threads; they share its threads.
+pub struct Embedder {
+    tokenizer: Tokenizer,
+    model: Model,
+    model_id: String,
+    dimension: usize,
+}
+
+enum Model {
+    /// The test model.
+    Hashing,
+    /// BERT, computed by a pool of threads.
+    Bert { batcher: Batcher<Bert>, pool: ThreadPool },
+}
+
+impl fmt::Debug for Embedder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedder").field("model_id", &self.model_id).finish_non_exhaustive()
+    }
+}
+
+impl Embedder {
+    /// Loads a model; blocks while its weights are read.
+    ///
+    /// # Errors
+    /// When a file is missing or not what it should be, or the configured device is not there.
+    pub fn load(config: &ModelConfig, files: &ModelFiles) -> Result<Self, ModelError> {
+        let started = Instant::now();
+        let tokenizer = Tokenizer::load(files)?;
+        let (model, dimension) = match files.dir() {
+            None => (Model::Hashing, hashing::DIMENSION),
+            Some(dir) => {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(config.threads())
+                    .thread_name(|thread| format!("embed-{thread}"))
+                    .build()
+                    .map_err(|error| ModelError::Compute(error.to_string()))?;
+                let bert = Bert::load(dir, config.device, files.max_tokens())?;
+                let dimension = bert.dimension();
+                (Model::Bert { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension)
+            }
+        };
+        let model_id = files.model_id("f32");
+        info!(model = model_id, dimension, seconds = started.elapsed().as_secs_f64(), "model loaded");
+        Ok(Self { tokenizer, model, model_id, dimension })
+    }
+
+    /// A vector of unit length for each text, in order. Of a longer text only as much counts as the model takes.
+    ///
+    /// # Errors
+    /// When the model fails or a single text does not fit into memory.
+    pub fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ModelError> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let started = Instant::now();
+        let (vectors, tokens) = match &self.model {
+            Model::Hashing => {
+                let vectors = texts.iter().map(|text| hashing::embed(text)).collect();
+                (vectors, texts.iter().map(|text| text.split_ascii_whitespace().count()).sum())
+            }
+            Model::Bert { batcher, pool } => pool.install(|| {
+                let sequences: Vec<Vec<u32>> =
+                    texts.par_iter().map(|text| self.tokenizer.encode(text)).collect::<Result<_, _>>()?;
+                let tokens: usize = sequences.iter().map(Vec::len).sum();
+                Ok::<_, ModelError>((batcher.run(&sequences)?, tokens))
+            })?,
+        };
+        metrics::histogram!(metric::EMBED_SECONDS).record(started.elapsed().as_secs_f64());
+        metrics::counter!(metric::EMBEDDED_TOKENS).increment(tokens as u64);
+        metrics::counter!(metric::EMBEDDED_TEXTS).increment(texts.len() as u64);
+        Ok(vectors)
+    }
+
+    /// Id of the model in records: `name@revision/precision`. Vectors of the same id are comparable.
+    #[must_use]
+    pub fn model_id(&self) -> &str {
+        &self.model_id
+    }
+
+    /// Components of its vectors.
+    #[must_use]
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// The tokenizer it uses.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+}
