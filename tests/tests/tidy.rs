@@ -1,0 +1,404 @@
+//! The rules of the house that a machine can check.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use serde_json::Value;
+
+/// More than this in one file is two things in one file.
+const LINES: usize = 600;
+
+/// Files that may be longer, and why.
+const LONGER: &[(&str, usize, &str)] =
+    &[("shared/contracts/src/records.rs", 800, "one type for each schema, nothing else")];
+
+/// Lines of a service's main: configuration, build, run.
+const MAIN_LINES: usize = 100;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every file of the repository below `folder`, relative to the root, without what builds and runs leave behind.
+fn files(folder: &str) -> Vec<PathBuf> {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                let left_behind = ["target", ".git", ".weir", "bench-results", "node_modules", "__pycache__"];
+                if !left_behind.contains(&name.as_str()) {
+                    walk(&path, found);
+                }
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), &mut found);
+    let mut relative: Vec<_> = found.iter().map(|path| path.strip_prefix(root()).unwrap().to_owned()).collect();
+    relative.sort();
+    relative
+}
+
+fn with_extension(folder: &str, extension: &str) -> Vec<PathBuf> {
+    files(folder).into_iter().filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+fn rust_files() -> Vec<PathBuf> {
+    ["services", "shared", "tests", "benches"].iter().flat_map(|folder| with_extension(folder, "rs")).collect()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    fs::read_to_string(root().join(&path)).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
+}
+
+fn none(complaints: Vec<String>) {
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+}
+
+/// Manifests of all packages by package name, with their folder.
+fn packages() -> BTreeMap<String, (PathBuf, toml::Table)> {
+    let mut folders: Vec<PathBuf> = ["services", "shared"]
+        .iter()
+        .flat_map(|parent| fs::read_dir(root().join(parent)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("Cargo.toml").exists())
+        .collect();
+    folders.extend([root().join("tests"), root().join("benches")]);
+    folders
+        .into_iter()
+        .map(|folder| {
+            let manifest: toml::Table = read(folder.join("Cargo.toml")).parse().unwrap();
+            let name = manifest["package"]["name"].as_str().unwrap().to_owned();
+            (name, (folder, manifest))
+        })
+        .collect()
+}
+
+fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
+    manifest
+        .get("dependencies")
+        .and_then(toml::Value::as_table)
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+fn is_service(folder: &Path) -> bool {
+    folder.parent() == Some(root().join("services").as_path())
+}
+
+#[test]
+fn files_are_small_enough_to_hold_in_the_head() {
+    let complaints = rust_files()
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.display().to_string();
+            let limit = LONGER.iter().find(|(longer, ..)| *longer == name).map_or(LINES, |(_, limit, _)| *limit);
+            let lines = read(&path).lines().count();
+            (lines > limit).then(|| format!("{name}: {lines} lines, at most {limit}: are there two things in it?"))
+        })
+        .collect();
+    none(complaints);
+}
+
+#[test]
+fn files_are_named_for_what_they_do() {
+    let vague = ["utils.rs", "util.rs", "common.rs", "helpers.rs", "helper.rs", "types.rs", "misc.rs"];
+    let complaints = rust_files()
+        .into_iter()
+        .filter(|path| vague.contains(&path.file_name().unwrap().to_str().unwrap()))
+        .map(|path| format!("{}: what does it do?", path.display()))
+        .collect();
+    none(complaints);
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let complaints = rust_files()
+        .into_iter()
+        .filter(|path| {
+            let text = read(path);
+            let first = text.lines().find(|line| !line.is_empty() && !line.starts_with("#!["));
+            !first.is_some_and(|line| line.starts_with("//!"))
+        })
+        .map(|path| format!("{}: does not begin with a //! line", path.display()))
+        .collect();
+    none(complaints);
+}
+
+#[test]
+fn a_services_main_fits_on_a_page() {
+    let mut complaints = Vec::new();
+    for (name, (folder, _)) in packages() {
+        if is_service(&folder) && name != "weir" {
+            let lines = read(folder.join("src/main.rs")).lines().count();
+            if lines > MAIN_LINES {
+                complaints.push(format!("{name}: main.rs has {lines} lines, at most {MAIN_LINES}"));
+            }
+        }
+    }
+    none(complaints);
+}
+
+#[test]
+fn every_package_has_the_lints_and_the_versions_of_the_workspace() {
+    let mut complaints = Vec::new();
+    for (name, (_, manifest)) in packages() {
+        let inherits = |section: &str, key: &str| {
+            manifest.get(section).and_then(|table| table.get(key)).is_some_and(|value| {
+                value.as_bool() == Some(true) || value.get("workspace").and_then(toml::Value::as_bool) == Some(true)
+            })
+        };
+        if !inherits("lints", "workspace") {
+            complaints.push(format!("{name}: lacks [lints] workspace = true"));
+        }
+        for key in ["version", "edition", "rust-version", "license", "publish"] {
+            if !inherits("package", key) {
+                complaints.push(format!("{name}: package.{key} is not the workspace's"));
+            }
+        }
+        for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            for (dependency, value) in manifest.get(section).and_then(toml::Value::as_table).into_iter().flatten() {
+                if value.get("workspace").is_none() && value.get("path").is_none() {
+                    complaints.push(format!("{name}: {section}.{dependency} has a version of its own"));
+                }
+            }
+        }
+    }
+    none(complaints);
+}
+
+/// Denied lints are lifted in code for tests only; elsewhere each exception says why, in its `reason` or on the line
+/// above.
+#[test]
+fn outside_tests_every_excuse_from_a_lint_is_explained() {
+    let excuse = Regex::new(
+        r"allow\([^)]*clippy::(unwrap_used|expect_used|panic|indexing_slicing|cast_possible_truncation|cast_sign_loss)",
+    )
+    .unwrap();
+    let is_test = |path: &Path| {
+        let text = path.display().to_string();
+        text.contains("/tests/")
+            || text.starts_with("tests/")
+            || text.starts_with("shared/testing/")
+            || text.starts_with("benches/")
+            || text.contains("/examples/")
+    };
+    let mut complaints = Vec::new();
+    for path in rust_files().into_iter().filter(|path| !is_test(path)) {
+        let text = read(&path);
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let mut before = "";
+        for (number, line) in code.lines().enumerate() {
+            let explained = line.contains("reason") || before.trim_start().starts_with("// ");
+            before = line;
+            if excuse.is_match(line) && !explained {
+                complaints.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    none(complaints);
+}
+
+#[test]
+fn dependencies_point_one_way() {
+    let packages = packages();
+    let services: BTreeSet<&String> =
+        packages.iter().filter(|(_, (folder, _))| is_service(folder)).map(|(name, _)| name).collect();
+    let lowest = |name: &str| -> Option<&[&str]> {
+        match name {
+            "weir-contracts" => Some(&[]),
+            "weir-stage" => Some(&["weir-contracts"]),
+            "weir-runner" => Some(&["weir-contracts", "weir-stage"]),
+            "weir-service" => Some(&["weir-contracts", "weir-stage", "weir-runner"]),
+            _ => None,
+        }
+    };
+    let mut complaints = Vec::new();
+    for (name, (folder, manifest)) in &packages {
+        let ours: BTreeSet<String> =
+            dependencies(manifest).into_iter().filter(|dependency| packages.contains_key(dependency)).collect();
+        for dependency in &ours {
+            if services.contains(dependency) {
+                complaints.push(format!("{name} depends on the service {dependency}"));
+            }
+            if lowest(name).is_some_and(|allowed| !allowed.contains(&dependency.as_str())) {
+                complaints.push(format!("{name} may not depend on {dependency}"));
+            }
+            let helps_tests = ["weir-testing", "weir-tests"].contains(&dependency.as_str());
+            if helps_tests && !["weir-tests", "weir-benches"].contains(&name.as_str()) {
+                complaints.push(format!("{name} depends on {dependency} outside its tests"));
+            }
+            let runs_things = ["weir-runner", "weir-service", "weir-stack"].contains(&dependency.as_str());
+            let is_library_of_a_stage =
+                ["weir-models", "weir-vectors", "weir-llm", "weir-text"].contains(&name.as_str());
+            if runs_things && is_library_of_a_stage && !is_service(folder) {
+                complaints
+                    .push(format!("{name} depends on {dependency}: stages and their libraries do no IO on Kafka"));
+            }
+        }
+    }
+    none(complaints);
+}
+
+/// Heavy or delicate dependencies stay alone in their crates.
+#[test]
+fn one_crate_owns_each_heavy_dependency() {
+    let owners: &[(&str, &[&str])] = &[
+        ("rdkafka", &["weir-runner", "weir-stack", "weir", "weir-testing", "weir-tests", "weir-benches"]),
+        ("qdrant-edge", &["qdrant-embedded"]),
+        ("candle-core", &["weir-models", "weir-benches"]),
+        ("candle-nn", &["weir-models", "weir-benches"]),
+        ("candle-transformers", &["weir-benches"]),
+        ("qdrant-client", &["weir-vectors", "qdrant-embedded", "weir-stack", "weir-testing", "weir-tests"]),
+        ("pdf-extract", &["weir-ingest"]),
+    ];
+    let mut complaints = Vec::new();
+    for (name, (_, manifest)) in packages() {
+        for dependency in dependencies(&manifest) {
+            if let Some((_, allowed)) = owners.iter().find(|(owned, _)| *owned == dependency)
+                && !allowed.contains(&name.as_str())
+            {
+                complaints.push(format!("{name} depends on {dependency}, which belongs to {allowed:?}"));
+            }
+        }
+    }
+    none(complaints);
+}
+
+#[test]
+fn every_topic_has_a_schema_or_keeps_dead_letters() {
+    let mut complaints = Vec::new();
+    for path in with_extension("topics", "toml") {
+        let topic: toml::Table = read(&path).parse().unwrap();
+        let name = topic["name"].as_str().unwrap();
+        let file = path.display();
+        if path.file_stem().unwrap().to_str().unwrap() != name {
+            complaints.push(format!("{file}: the topic is called {name}"));
+        }
+        match topic.get("schema").and_then(toml::Value::as_str) {
+            Some(schema) if root().join(format!("schemas/{schema}.avsc")).exists() => {}
+            Some(schema) => complaints.push(format!("{file}: there is no schemas/{schema}.avsc")),
+            None if name.starts_with("dlq.") => {}
+            None => complaints.push(format!("{file}: names no schema")),
+        }
+    }
+    none(complaints);
+}
+
+#[test]
+fn every_field_of_every_schema_is_documented_and_optional_ones_have_defaults() {
+    fn look(file: &str, path: &str, schema: &Value, complaints: &mut Vec<String>) {
+        match schema {
+            Value::Array(branches) => branches.iter().for_each(|branch| look(file, path, branch, complaints)),
+            Value::Object(object) => {
+                for field in object.get("fields").and_then(Value::as_array).into_iter().flatten() {
+                    let name = format!("{path}.{}", field["name"].as_str().unwrap_or_default());
+                    if field.get("doc").and_then(Value::as_str).is_none_or(str::is_empty) {
+                        complaints.push(format!("{file}: {name} has no doc"));
+                    }
+                    let optional = field["type"].as_array().is_some_and(|union| union.contains(&"null".into()));
+                    if optional && field.get("default") != Some(&Value::Null) {
+                        complaints.push(format!("{file}: {name} is optional without the default null"));
+                    }
+                    look(file, &name, &field["type"], complaints);
+                }
+                for inner in ["items", "values"] {
+                    if let Some(inner) = object.get(inner) {
+                        look(file, path, inner, complaints);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut complaints = Vec::new();
+    for path in with_extension("schemas", "avsc") {
+        let schema: Value = serde_json::from_str(&read(&path)).unwrap();
+        look(&path.display().to_string(), "", &schema, &mut complaints);
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let has_example = files("schemas/examples").iter().any(|example| {
+            let text = example.strip_prefix("schemas/examples").unwrap().display().to_string();
+            text.strip_prefix(&name).is_some_and(|rest| rest.starts_with(['.', '/', '-']))
+        });
+        if !has_example {
+            complaints.push(format!("{}: has no example in schemas/examples", path.display()));
+        }
+    }
+    none(complaints);
+}
+
+#[test]
+fn scripts_stop_at_the_first_error() {
+    let mut scripts = with_extension("scripts", "sh");
+    scripts.push(".ci/run".into());
+    let complaints = scripts
+        .into_iter()
+        .filter(|path| !read(path).contains("set -euo pipefail"))
+        .map(|path| format!("{}: lacks set -euo pipefail", path.display()))
+        .collect();
+    none(complaints);
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let link = Regex::new(r"\]\(([^)#\s]+)(#[^)]*)?\)").unwrap();
+    let mut complaints = Vec::new();
+    for path in with_extension(".", "md") {
+        let text = read(&path);
+        let folder = root().join(path.parent().unwrap());
+        for found in link.captures_iter(&text) {
+            let target = &found[1];
+            if !target.contains("://") && !target.starts_with("mailto:") && !folder.join(target).exists() {
+                complaints.push(format!("{}: {target} does not exist", path.display()));
+            }
+        }
+    }
+    none(complaints);
+}
+
+/// Files that documents and comments name in backticks or as plain paths exist.
+#[test]
+fn paths_that_documents_name_exist() {
+    let named =
+        Regex::new(r"`((?:services|shared|schemas|topics|prompts|deploy|docs|tests|benches|scripts)/[\w./-]+)`")
+            .unwrap();
+    let mut complaints = Vec::new();
+    for path in with_extension(".", "md") {
+        for found in named.captures_iter(&read(&path)) {
+            let target = found[1].trim_end_matches('/');
+            if !target.contains('*') && !root().join(target).exists() {
+                complaints.push(format!("{}: {target} does not exist", path.display()));
+            }
+        }
+    }
+    none(complaints);
+}
+
+/// Nothing in the repository is true on one machine only.
+#[test]
+fn no_file_names_somebodys_own_folder() {
+    let home =
+        Regex::new(concat!(r"(?m)(^|[\s'", "\"`=(:])/(ro", "ot|ho", r"me/\w+|wo", r"rk|Us", r"ers/\w+)/\w")).unwrap();
+    let text_files = ["rs", "toml", "md", "sh", "yml", "yaml", "json", "py", "java", "xml", "avsc", "j2", "properties"];
+    let mut complaints = Vec::new();
+    for path in files(".") {
+        let extension = path.extension().and_then(|found| found.to_str()).unwrap_or_default();
+        if !text_files.contains(&extension) {
+            continue;
+        }
+        for (number, line) in read(&path).lines().enumerate() {
+            if home.is_match(line) {
+                complaints.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    none(complaints);
+}
