@@ -1,0 +1,77 @@
+//! Real requests that prove a service works; an open port proves nothing.
+
+use std::time::Duration;
+
+use qdrant_client::Qdrant;
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// How to ask a service whether it works.
+#[derive(Debug, Clone)]
+pub(crate) enum Probe {
+    /// Metadata from this very broker that lists it: it has registered with the controller and takes requests.
+    Broker { id: i32, client: Vec<(String, String)> },
+    /// The list of subjects.
+    Registry { url: String },
+    /// Health, and the list of collections.
+    Qdrant { url: String },
+}
+
+impl Probe {
+    /// Asks once; an error says what was wrong.
+    pub async fn ask(&self) -> Result<(), String> {
+        match self {
+            Self::Broker { id, client } => {
+                let (id, client) = (*id, client.clone());
+                tokio::task::spawn_blocking(move || ask_broker(id, client)).await.map_err(|error| error.to_string())?
+            }
+            Self::Registry { url } => ask_registry(url).await,
+            Self::Qdrant { url } => ask_qdrant(url).await,
+        }
+    }
+}
+
+/// A client that says nothing: until a broker answers, its complaints are expected.
+struct Silent;
+
+impl ClientContext for Silent {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ConsumerContext for Silent {}
+
+fn ask_broker(id: i32, client: Vec<(String, String)>) -> Result<(), String> {
+    let mut config: ClientConfig = client.into_iter().collect();
+    config.set("reconnect.backoff.ms", "20").set("reconnect.backoff.max.ms", "100");
+    let consumer: BaseConsumer<Silent> = config.create_with_context(Silent).map_err(|error| error.to_string())?;
+    let metadata = consumer.client().fetch_metadata(None, ATTEMPT).map_err(|error| error.to_string())?;
+    if metadata.brokers().iter().any(|broker| broker.id() == id) {
+        Ok(())
+    } else {
+        Err(format!("broker {id} has not registered with the controller yet"))
+    }
+}
+
+async fn ask_registry(url: &str) -> Result<(), String> {
+    let client = reqwest::Client::builder().timeout(ATTEMPT).build().map_err(|error| error.to_string())?;
+    let answer = client.get(format!("{url}/subjects")).send().await.map_err(|error| error.to_string())?;
+    let status = answer.status();
+    if !status.is_success() {
+        return Err(format!("GET {url}/subjects answered {status}"));
+    }
+    answer.json::<Vec<String>>().await.map(drop).map_err(|error| error.to_string())
+}
+
+async fn ask_qdrant(url: &str) -> Result<(), String> {
+    let client = Qdrant::from_url(url).timeout(ATTEMPT).connect_timeout(ATTEMPT).skip_compatibility_check().build();
+    let client = client.map_err(|error| error.to_string())?;
+    client.health_check().await.map_err(|error| error.to_string())?;
+    client.list_collections().await.map(drop).map_err(|error| error.to_string())
+}

@@ -1,0 +1,54 @@
+//! Apicurio, a schema registry that speaks Confluent's API. It keeps its data in Kafka.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::folder::Folder;
+use crate::kafka::Kafka;
+use crate::probe::Probe;
+use crate::unit::{Plan, Unit};
+use crate::{StackError, artifacts};
+
+/// Base URL of the Confluent API of a registry on this machine.
+pub(crate) fn url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}/apis/ccompat/v7")
+}
+
+/// Plans the process. With no Kafka of the stack's own the data lies in the data folder instead.
+pub(crate) fn prepare(java: &Path, folder: &Folder, kafka: Option<&Kafka>, port: u16) -> Result<Unit, StackError> {
+    let home = artifacts::registry()?;
+    let storage = match kafka {
+        Some(kafka) => vec![
+            ("APICURIO_STORAGE_KIND", "kafkasql".to_owned()),
+            ("APICURIO_KAFKASQL_BOOTSTRAP_SERVERS", kafka.internal_bootstrap.clone()),
+        ],
+        None => vec![
+            ("APICURIO_STORAGE_KIND", "sql".to_owned()),
+            ("APICURIO_STORAGE_SQL_KIND", "h2".to_owned()),
+            ("APICURIO_DATASOURCE_URL", format!("jdbc:h2:file:{}", folder.root().join("registry").display())),
+        ],
+    };
+    let listen = [
+        ("QUARKUS_HTTP_HOST", "127.0.0.1".to_owned()),
+        ("QUARKUS_HTTP_PORT", port.to_string()),
+        // Nobody asks its management interface: any port will do.
+        ("QUARKUS_MANAGEMENT_HOST", "127.0.0.1".to_owned()),
+        ("QUARKUS_MANAGEMENT_PORT", "0".to_owned()),
+        ("QUARKUS_HTTP_ACCESS_LOG_ENABLED", "false".to_owned()),
+    ];
+    let mut args: Vec<String> =
+        ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"].map(String::from).into();
+    args.extend(["-jar".to_owned(), home.join(artifacts::REGISTRY_JAR).display().to_string()]);
+    Ok(Unit::new(Plan {
+        name: "registry".into(),
+        program: java.to_path_buf(),
+        args,
+        environment: storage.into_iter().chain(listen).map(|(key, value)| (key.to_owned(), value)).collect(),
+        log: folder.log("registry"),
+        address: url(port),
+        ports: vec![port],
+        probe: Probe::Registry { url: url(port) },
+        patience: Duration::from_secs(120),
+        grace: Duration::from_secs(5),
+    }))
+}
