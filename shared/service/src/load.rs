@@ -45,8 +45,16 @@ pub fn load<C: ServiceConfig>(sources: &Sources) -> Result<Loaded<C>, ConfigErro
     let own = field_names::<C>();
     let mut layers = Layers::read(sources, own)?;
     drop_sections_of_others(&mut layers, own)?;
+    let defaults = Table::try_from(C::default()).map_err(|error| ConfigError::Value {
+        key: "the defaults".into(),
+        origin: Origin::Default,
+        reason: error.to_string(),
+    })?;
     let config: C = loop {
-        match serde_path_to_error::deserialize(Value::Table(layers.table.clone())) {
+        // A service's own default of a common section holds for the keys that nobody sets.
+        let mut table = defaults.clone();
+        overlay(&mut table, &layers.table);
+        match serde_path_to_error::deserialize(Value::Table(table)) {
             Ok(config) => break config,
             Err(error) => {
                 let path = segments(error.path());
@@ -80,6 +88,17 @@ fn drop_sections_of_others(layers: &mut Layers, own: &[&str]) -> Result<(), Conf
         return Err(ConfigError::UnknownSection { section, origin, nearest });
     }
     Ok(())
+}
+
+fn overlay(below: &mut Table, above: &Table) {
+    for (key, value) in above {
+        match (below.get_mut(key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
+            _ => {
+                below.insert(key.clone(), value.clone());
+            }
+        }
+    }
 }
 
 fn segments(path: &serde_path_to_error::Path) -> Vec<String> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use weir_runner::{KafkaConfig, RegistryConfig, RunnerConfig};
 use weir_service::{Common, HttpConfig, Invalid, ServiceConfig, Sources, TelemetryConfig, load, render_config};
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
     kafka: KafkaConfig,
@@ -16,6 +16,19 @@ struct Config {
     http: HttpConfig,
     telemetry: TelemetryConfig,
     chunk: ChunkConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kafka: KafkaConfig::default(),
+            registry: RegistryConfig::default(),
+            runner: RunnerConfig { max_batch_records: 7, ..RunnerConfig::default() },
+            http: HttpConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            chunk: ChunkConfig::default(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -110,6 +123,13 @@ fn each_layer_wins_over_the_one_before() {
     assert_eq!(case.config().kafka.lanes, 3, "keys beside it stay");
     let case = case.set("kafka.brokers=set:1");
     assert_eq!(case.config().kafka.brokers, "set:1");
+}
+
+#[test]
+fn a_services_own_default_of_a_common_key_survives_when_its_neighbour_is_set() {
+    let config = Case::new().set("runner.instance=a").config();
+    assert_eq!(config.runner.instance, "a");
+    assert_eq!(config.runner.max_batch_records, 7);
 }
 
 #[test]
