@@ -66,6 +66,23 @@ impl ModelConfig {
         Self { name: TEST_MODEL.into(), ..Self::default() }
     }
 
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The first field whose value can't work, and why.
+    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
+        if self.name.trim().is_empty() {
+            return Err(("name", "must name a model, for example all-MiniLM-L6-v2"));
+        }
+        if self.max_batch_tokens == 0 {
+            return Err(("max_batch_tokens", "must be at least 1; some thousands are efficient"));
+        }
+        if !self.hub.starts_with("http://") && !self.hub.starts_with("https://") {
+            return Err(("hub", "must be a URL that begins with http:// or https://"));
+        }
+        Ok(())
+    }
+
     /// Threads that compute.
     #[must_use]
     pub fn threads(&self) -> usize {
