@@ -22,13 +22,14 @@ const METADATA_VERSION: &str = "w1";
 /// Whether the records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verified {
-    /// They are committed.
+    /// They are (or, of producing: will be with the next commit).
     Committed,
     /// Nothing of them is; produce the same again.
     NotCommitted,
 }
 
-/// Commits to Kafka for one stage.
+/// Commits to Kafka for one stage. Records are produced as soon as they are processed, into a transaction that stays
+/// open until the next commit is due: the network works while the next batch is read.
 pub(crate) struct Committer {
     pub(crate) stage: &'static str,
     pub(crate) group: String,
@@ -38,6 +39,7 @@ pub(crate) struct Committer {
     /// Random per process, so that the serials of two instances never meet.
     pub(crate) instance: u64,
     pub(crate) serial: u64,
+    pub(crate) open: bool,
 }
 
 /// How records are produced.
@@ -48,46 +50,109 @@ pub(crate) enum Producing {
 }
 
 impl Committer {
-    /// Produces what `prepared` says and commits `positions` (next offset of each lane) with it. An error is fatal.
+    /// Produces what `prepared` says, beginning a transaction if none is open. An error is fatal.
+    pub(crate) fn produce(&mut self, prepared: &[Prepared]) -> Result<Verified, String> {
+        match self.try_produce(prepared) {
+            Ok(()) => Ok(Verified::Committed),
+            Err(TransactionError::Fatal(reason)) => Err(reason),
+            Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => self.give_up(&reason),
+        }
+    }
+
+    /// Commits what was produced, and `positions` (next offset of each lane) with it. An error is fatal.
     pub(crate) fn commit(
         &mut self,
         consumer: &BaseConsumer<GroupContext>,
-        prepared: &[Prepared],
         positions: &BTreeMap<Lane, i64>,
     ) -> Result<Verified, String> {
         self.serial += 1;
         let serial = format!("{METADATA_VERSION};{:x}.{:x}", self.instance, self.serial);
         let offsets = self.offsets(positions, &serial)?;
         let start = Instant::now();
-        let failed = match self.attempt(consumer, prepared, &offsets) {
+        match self.try_commit(consumer, &offsets) {
             Ok(()) => {
-                histogram!(metric::COMMIT_SECONDS, "stage" => self.stage).record(start.elapsed().as_secs_f64());
+                self.open = false;
+                let seconds = start.elapsed().as_secs_f64();
+                histogram!(metric::COMMIT_SECONDS, "stage" => self.stage).record(seconds);
+                tracing::debug!(stage = self.stage, seconds, lanes = positions.len(), "committed");
                 self.count("committed");
-                return Ok(Verified::Committed);
+                Ok(Verified::Committed)
             }
-            Err(failed) => failed,
-        };
-        let doubt = match failed {
-            TransactionError::Fatal(reason) => return Err(reason),
-            TransactionError::Abort(reason) => {
-                tracing::warn!(stage = self.stage, reason, "transaction aborted; its records are produced again");
-                match self.abort() {
-                    Ok(()) => {
-                        self.count("aborted");
-                        return Ok(Verified::NotCommitted);
-                    }
-                    Err(TransactionError::Fatal(reason)) => return Err(reason),
-                    Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => reason,
+            Err(TransactionError::Fatal(reason)) => Err(reason),
+            Err(TransactionError::Abort(reason)) => self.give_up(&reason),
+            Err(TransactionError::Ambiguous(reason)) => {
+                tracing::warn!(stage = self.stage, reason, "commit in doubt: asking Kafka whether it was applied");
+                self.resolve(consumer, positions, &serial)
+            }
+        }
+    }
+
+    /// Throws away what was produced and not committed. An error is fatal.
+    pub(crate) fn abort(&mut self) -> Result<(), String> {
+        if self.open {
+            self.give_up("lanes were lost")?;
+        }
+        Ok(())
+    }
+
+    fn try_produce(&mut self, prepared: &[Prepared]) -> Result<(), TransactionError> {
+        let Self { stage, group, dead_letters, producer, open, .. } = self;
+        match producer {
+            Producing::Transactions(producer) => {
+                if !*open {
+                    producer.begin()?;
+                    *open = true;
                 }
+                produce(stage, group, dead_letters, prepared, |record| producer.produce(record))
             }
-            TransactionError::Ambiguous(reason) => reason,
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(producer) => {
+                produce(stage, group, dead_letters, prepared, |record| producer.produce(record))
+            }
+        }
+    }
+
+    fn try_commit(
+        &mut self,
+        consumer: &BaseConsumer<GroupContext>,
+        offsets: &TopicPartitionList,
+    ) -> Result<(), TransactionError> {
+        if !self.open {
+            self.try_produce(&[])?;
+        }
+        match &mut self.producer {
+            Producing::Transactions(producer) => {
+                let group = consumer
+                    .group_metadata()
+                    .ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
+                producer.commit(offsets, &group)
+            }
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(producer) => {
+                producer.flush()?;
+                consumer
+                    .commit(offsets, rdkafka::consumer::CommitMode::Async)
+                    .map_err(|error| TransactionError::Abort(error.to_string()))
+            }
+        }
+    }
+
+    /// Aborts; where even that is in doubt, a new producer makes the broker abort.
+    fn give_up(&mut self, reason: &str) -> Result<Verified, String> {
+        tracing::warn!(stage = self.stage, reason, "transaction aborted; its records are produced again");
+        self.open = false;
+        let aborted = match &mut self.producer {
+            Producing::Transactions(producer) => producer.abort(),
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(_) => Ok(()),
         };
-        tracing::warn!(
-            stage = self.stage,
-            reason = doubt,
-            "transaction in doubt: asking Kafka whether it was committed"
-        );
-        self.resolve(consumer, positions, &serial)
+        match aborted {
+            Ok(()) => {}
+            Err(TransactionError::Fatal(reason)) => return Err(reason),
+            Err(TransactionError::Abort(_) | TransactionError::Ambiguous(_)) => self.start_over()?,
+        }
+        self.count("aborted");
+        Ok(Verified::NotCommitted)
     }
 
     fn offsets(&self, positions: &BTreeMap<Lane, i64>, serial: &str) -> Result<TopicPartitionList, String> {
@@ -100,40 +165,6 @@ impl Committer {
         Ok(list)
     }
 
-    fn attempt(
-        &mut self,
-        consumer: &BaseConsumer<GroupContext>,
-        prepared: &[Prepared],
-        offsets: &TopicPartitionList,
-    ) -> Result<(), TransactionError> {
-        match &mut self.producer {
-            Producing::Transactions(producer) => {
-                let group = consumer
-                    .group_metadata()
-                    .ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
-                let transaction = producer.begin()?;
-                produce(self.stage, &self.group, &self.dead_letters, prepared, |record| transaction.produce(record))?;
-                transaction.commit(offsets, &group)
-            }
-            #[cfg(feature = "at-least-once")]
-            Producing::AtLeastOnce(producer) => {
-                produce(self.stage, &self.group, &self.dead_letters, prepared, |record| producer.produce(record))?;
-                producer.flush()?;
-                consumer
-                    .commit(offsets, rdkafka::consumer::CommitMode::Async)
-                    .map_err(|error| TransactionError::Abort(error.to_string()))
-            }
-        }
-    }
-
-    fn abort(&mut self) -> Result<(), TransactionError> {
-        match &mut self.producer {
-            Producing::Transactions(producer) => producer.abort(),
-            #[cfg(feature = "at-least-once")]
-            Producing::AtLeastOnce(_) => Ok(()),
-        }
-    }
-
     /// After a commit in doubt: a new producer with the same id resolves the transaction at the broker, and the
     /// committed positions tell by their serial whether it counted.
     fn resolve(
@@ -142,6 +173,7 @@ impl Committer {
         positions: &BTreeMap<Lane, i64>,
         serial: &str,
     ) -> Result<Verified, String> {
+        self.open = false;
         self.start_over()?;
         let lanes: Vec<Lane> = positions.keys().copied().collect();
         let found = insist(self.stage, "reading committed positions", || {

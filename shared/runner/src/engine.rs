@@ -43,6 +43,8 @@ pub(crate) struct Engine {
     pub(crate) lanes: BTreeMap<Lane, OwnedLane>,
     pub(crate) processing: bool,
     pub(crate) ready: Vec<Prepared>,
+    /// How many of `ready`, from the first on, are in the open transaction.
+    pub(crate) produced: usize,
     pub(crate) ready_batches: usize,
     pub(crate) last_commit: Instant,
     pub(crate) waiting_since: Option<Instant>,
@@ -143,7 +145,13 @@ impl Engine {
             self.clear_gauges(*lane);
             list.add_partition(&self.input, lane.0);
         }
+        let before = self.ready.len();
         self.ready.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
+        if self.ready.len() < before {
+            // The open transaction holds records of lanes that others have now.
+            self.committer.abort()?;
+            self.produced = 0;
+        }
         self.consumer.incremental_unassign(&list).map_err(|error| error.to_string())?;
         let kind = if lost { "lost" } else { "revoked" };
         counter!(metric::REBALANCES, "stage" => self.stage, "kind" => kind).increment(1);
@@ -248,7 +256,10 @@ impl Engine {
             Processed::Failed(reason) => Err(reason),
             Processed::Done(prepared) => {
                 self.ready_batches += 1;
-                self.ready.extend(prepared);
+                let mut runs = prepared;
+                self.stop_floods(&mut runs);
+                runs.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
+                self.ready.extend(runs);
                 Ok(())
             }
         }
@@ -256,7 +267,7 @@ impl Engine {
 
     /// Hands the next batch to the processor, unless it is busy or finished work piles up.
     fn dispatch(&mut self) -> bool {
-        if self.processing || self.ready_batches >= READY_BATCHES {
+        if self.processing || self.ready_batches > READY_BATCHES {
             return false;
         }
         let waiting: usize = self.lanes.values().map(OwnedLane::waiting).sum();
@@ -310,60 +321,84 @@ impl Engine {
         if self.ready_batches == 0 {
             return Ok(false);
         }
-        let interval = Duration::from_millis(self.config.commit_interval_ms);
-        if self.last_commit.elapsed() < interval && self.ready_batches < READY_BATCHES {
-            return Ok(false);
+        let mut progressed = false;
+        if self.produced < self.ready.len() {
+            self.produce()?;
+            progressed = true;
         }
-        self.commit()?;
-        Ok(true)
+        let interval = Duration::from_millis(self.config.commit_interval_ms);
+        if self.last_commit.elapsed() >= interval || self.ready_bytes() >= READY_BATCHES * self.config.max_batch_bytes {
+            self.commit()?;
+            progressed = true;
+        }
+        Ok(progressed)
+    }
+
+    fn ready_bytes(&self) -> usize {
+        self.ready_batches * self.config.max_batch_bytes
+    }
+
+    /// Produces what is finished; the next batch is read and processed meanwhile.
+    fn produce(&mut self) -> Result<(), String> {
+        let fresh = self.ready.get(self.produced..).unwrap_or_default();
+        self.produced = match self.committer.produce(fresh)? {
+            Verified::Committed => self.ready.len(),
+            Verified::NotCommitted => 0,
+        };
+        Ok(())
     }
 
     /// Commits what is finished, again and again until Kafka says that it counts or that it belongs to others.
     fn commit(&mut self) -> Result<(), String> {
         self.last_commit = Instant::now();
         self.ready_batches = 0;
-        let mut ready = std::mem::take(&mut self.ready);
         loop {
-            ready.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
-            self.stop_floods(&mut ready);
+            if self.produced < self.ready.len() {
+                self.produce()?;
+            }
             let mut next = BTreeMap::new();
-            for prepared in &ready {
-                let position = next.entry(prepared.raw.at.lane).or_insert(0);
-                *position = (*position).max(prepared.raw.at.offset + 1);
+            for run in runs(&self.ready) {
+                if let Some(last) = run.last() {
+                    let position = next.entry(last.raw.at.lane).or_insert(0);
+                    *position = (*position).max(last.raw.at.offset + 1);
+                }
             }
             if next.is_empty() {
                 return Ok(());
             }
-            match self.committer.commit(&self.consumer, &ready, &next)? {
-                Verified::Committed => {
-                    self.committed(&ready, &next);
-                    return Ok(());
-                }
-                Verified::NotCommitted => {
-                    // An abort often means that lanes went away: hear of it before trying again.
-                    std::thread::sleep(Duration::from_millis(20));
-                    self.ready = ready;
-                    self.serve_group()?;
-                    ready = std::mem::take(&mut self.ready);
-                }
+            if self.produced == self.ready.len() && self.committer.commit(&self.consumer, &next)? == Verified::Committed
+            {
+                self.produced = 0;
+                let ready = std::mem::take(&mut self.ready);
+                self.committed(&ready, &next);
+                return Ok(());
             }
+            // An abort often means that lanes went away: hear of it before trying again.
+            self.produced = 0;
+            std::thread::sleep(Duration::from_millis(20));
+            self.serve_group()?;
         }
     }
 
     /// Leaves out lanes that reject nearly everything: their records stay where they are, uncommitted.
-    fn stop_floods(&mut self, ready: &mut Vec<Prepared>) {
+    fn stop_floods(&mut self, finished: &mut Vec<Prepared>) {
         let mut flooded: BTreeMap<Lane, String> = BTreeMap::new();
-        for prepared in ready.iter() {
-            let lane = prepared.raw.at.lane;
-            if let Some(owned) = self.lanes.get_mut(&lane) {
-                let rejected = matches!(prepared.verdict, Verdict::Rejected(_));
-                if let Some(counted) = owned.flood.count(rejected, &self.config) {
+        for run in runs(finished) {
+            let Some(lane) = run.first().map(|prepared| prepared.raw.at.lane) else { continue };
+            let Some(owned) = self.lanes.get_mut(&lane) else { continue };
+            let rejected = |prepared: &Prepared| matches!(prepared.verdict, Verdict::Rejected(_));
+            if !run.iter().any(rejected) {
+                owned.flood.count_good(run.len(), &self.config);
+                continue;
+            }
+            for prepared in run {
+                if let Some(counted) = owned.flood.count(rejected(prepared), &self.config) {
                     flooded.entry(lane).or_insert(counted);
                 }
             }
         }
         for (lane, counted) in flooded {
-            ready.retain(|prepared| prepared.raw.at.lane != lane);
+            finished.retain(|prepared| prepared.raw.at.lane != lane);
             tracing::error!(
                 stage = self.stage,
                 topic = %self.input,
@@ -384,10 +419,12 @@ impl Engine {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (mut emitted, mut skipped, mut rejected, mut outputs) = (0u64, 0u64, 0u64, 0u64);
-        for prepared in ready {
-            if let Some(owned) = self.lanes.get_mut(&prepared.raw.at.lane) {
-                owned.in_flight = owned.in_flight.saturating_sub(1);
+        for run in runs(ready) {
+            if let Some(owned) = run.first().and_then(|prepared| self.lanes.get_mut(&prepared.raw.at.lane)) {
+                owned.in_flight = owned.in_flight.saturating_sub(run.len());
             }
+        }
+        for prepared in ready {
             outputs += prepared.outputs.len() as u64;
             match &prepared.verdict {
                 Verdict::Emitted => emitted += 1,
@@ -453,7 +490,7 @@ impl Engine {
             return Ok(false);
         }
         self.last_commit = Instant::now();
-        if self.committer.commit(&self.consumer, &[], &next)? == Verified::Committed {
+        if self.committer.commit(&self.consumer, &next)? == Verified::Committed {
             self.committed(&[], &next);
         }
         Ok(true)
@@ -529,6 +566,11 @@ impl Engine {
         // Dropping the consumer leaves the group; dropping the producer closes its connections.
         Ok(())
     }
+}
+
+/// Neighbouring records of one lane.
+fn runs(prepared: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
+    prepared.chunk_by(|a, b| a.raw.at.lane == b.raw.at.lane && a.raw.epoch == b.raw.epoch)
 }
 
 fn signed(n: i64) -> f64 {

@@ -13,6 +13,17 @@ pub(crate) struct FloodGauge {
 }
 
 impl FloodGauge {
+    /// Counts `records` outcomes none of which is a rejection.
+    pub(crate) fn count_good(&mut self, records: usize, limits: &RunnerConfig) {
+        self.consecutive = 0;
+        let room = (limits.flood_window.max(1) as usize).saturating_sub(self.window.len());
+        // While nothing was rejected, the window is the same wherever it stands.
+        let moved = if self.rejected == 0 { records.min(room) } else { records };
+        for _ in 0..moved {
+            self.count(false, limits);
+        }
+    }
+
     /// Counts an outcome; says what was counted when the lane must stop.
     pub(crate) fn count(&mut self, rejected: bool, limits: &RunnerConfig) -> Option<String> {
         self.consecutive = if rejected { self.consecutive.saturating_add(1) } else { 0 };

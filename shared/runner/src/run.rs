@@ -151,6 +151,7 @@ impl Runner {
             dead_letters,
             instance: rand::random(),
             serial: 0,
+            open: false,
         };
         let mut engine = Engine {
             stage: self.name,
@@ -166,6 +167,7 @@ impl Runner {
             lanes: BTreeMap::new(),
             processing: false,
             ready: Vec::new(),
+            produced: 0,
             ready_batches: 0,
             last_commit: Instant::now(),
             waiting_since: None,

@@ -90,54 +90,24 @@ impl TransactionalProducer {
         Ok(())
     }
 
-    /// Begins a transaction. It borrows the producer: a second one at once does not compile.
-    pub(crate) fn begin(&mut self) -> Result<Transaction<'_>, TransactionError> {
-        self.producer.begin_transaction().map_err(|error| classify(&error, "begin_transaction"))?;
-        Ok(Transaction { producer: &self.producer, timeout: self.timeout })
+    /// Begins a transaction.
+    pub(crate) fn begin(&mut self) -> Result<(), TransactionError> {
+        self.producer.begin_transaction().map_err(|error| classify(&error, "begin_transaction"))
     }
 
-    /// Aborts whatever is open.
-    pub(crate) fn abort(&mut self) -> Result<(), TransactionError> {
-        let deadline = Instant::now() + self.timeout;
-        loop {
-            match self.producer.abort_transaction(self.timeout) {
-                Ok(()) => return Ok(()),
-                // Nothing was open, or it is already aborted.
-                Err(error) if code(&error) == Some(RDKafkaErrorCode::State) => return Ok(()),
-                Err(error) if retriable(&error) && Instant::now() < deadline => self.producer.poll(DRAIN_POLL),
-                Err(error) => {
-                    return Err(match classify(&error, "abort_transaction") {
-                        TransactionError::Fatal(reason) => TransactionError::Fatal(reason),
-                        TransactionError::Abort(reason) | TransactionError::Ambiguous(reason) => {
-                            TransactionError::Ambiguous(reason)
-                        }
-                    });
-                }
-            }
-        }
-    }
-}
-
-/// An open transaction.
-pub(crate) struct Transaction<'a> {
-    producer: &'a BaseProducer<DeliveryContext>,
-    timeout: Duration,
-}
-
-impl Transaction<'_> {
-    /// Adds a record.
-    pub(crate) fn produce(&self, record: &EncodedRecord) -> Result<(), TransactionError> {
-        send(self.producer, record, self.timeout).map_err(|error| classify(&error, "produce"))
+    /// Adds a record to the open transaction.
+    pub(crate) fn produce(&mut self, record: &EncodedRecord) -> Result<(), TransactionError> {
+        send(&self.producer, record, self.timeout).map_err(|error| classify(&error, "produce"))
     }
 
     /// Adds the positions of the input and commits.
     pub(crate) fn commit(
-        self,
+        &mut self,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
     ) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
-        drain(self.producer, deadline);
+        drain(&self.producer, deadline);
         loop {
             match self.producer.send_offsets_to_transaction(offsets, group, self.timeout) {
                 Ok(()) => break,
@@ -158,6 +128,27 @@ impl Transaction<'_> {
                     self.producer.poll(DRAIN_POLL);
                 }
                 Err(error) => return Err(classify(&error, "commit_transaction")),
+            }
+        }
+    }
+
+    /// Aborts whatever is open.
+    pub(crate) fn abort(&mut self) -> Result<(), TransactionError> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            match self.producer.abort_transaction(self.timeout) {
+                Ok(()) => return Ok(()),
+                // Nothing was open, or it is already aborted.
+                Err(error) if code(&error) == Some(RDKafkaErrorCode::State) => return Ok(()),
+                Err(error) if retriable(&error) && Instant::now() < deadline => self.producer.poll(DRAIN_POLL),
+                Err(error) => {
+                    return Err(match classify(&error, "abort_transaction") {
+                        TransactionError::Fatal(reason) => TransactionError::Fatal(reason),
+                        TransactionError::Abort(reason) | TransactionError::Ambiguous(reason) => {
+                            TransactionError::Ambiguous(reason)
+                        }
+                    });
+                }
             }
         }
     }
