@@ -126,7 +126,7 @@ pub enum StackError {
     },
     /// The Qdrant server's program was not found.
     #[error(
-        "the program qdrant-embedded was not found ({looked}): build it with `cargo build -p weir-qdrant-embedded`, or \
+        "the program qdrant-embedded was not found ({looked}): build it with `cargo build -p qdrant-embedded`, or \
          name an existing Qdrant with --qdrant"
     )]
     QdrantMissing {
