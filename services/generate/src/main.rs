@@ -1,2 +1,35 @@
 //! Answers questions with citations.
-fn main() {}
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use weir_contracts::Topic;
+use weir_generate::config::Config;
+use weir_generate::{Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store};
+use weir_llm::Chain;
+use weir_runner::Publisher;
+use weir_vectors::VectorStore;
+
+fn main() -> ExitCode {
+    weir_service::main::<Config, _, _>(|config, service| async move {
+        let meaning = Meaning::load(&config.model).await?;
+        let store = Store::new(VectorStore::connect(&config.qdrant)?, meaning.model_id());
+        let publisher = Publisher::new(&config.kafka, service.registry())?;
+        let answering = Answering::new(Parts {
+            prompts: Prompts::load(config.generate.prompts_dir.as_deref())?,
+            chain: Chain::new(&config.llm)?,
+            retrieve: store,
+            meaning,
+            tokens: Arc::new(KafkaTokens::new(publisher)),
+            config: config.generate,
+            clock: Arc::new(SystemTime::now),
+        })?;
+        let route = RouteQuestions::new(config.kafka.lanes);
+        tokio::try_join!(
+            service.run_stage("route-questions", Topic::QUESTIONS, route),
+            service.run_stage("answer", Topic::ASKS, answering),
+        )?;
+        Ok(())
+    })
+}

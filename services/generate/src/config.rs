@@ -1,0 +1,176 @@
+//! Settings.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use weir_contracts::MetricDef;
+use weir_llm::LlmConfig;
+use weir_models::ModelConfig;
+use weir_runner::{KafkaConfig, RegistryConfig, RunnerConfig};
+use weir_service::{Common, HttpConfig, Invalid, ServiceConfig, TelemetryConfig};
+use weir_vectors::QdrantConfig;
+
+/// Settings of the service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How to reach Kafka.
+    pub kafka: KafkaConfig,
+    /// How to reach the schema registry.
+    pub registry: RegistryConfig,
+    /// How the stages are run. Batches are small by default: a batch is done when its slowest answer is.
+    pub runner: RunnerConfig,
+    /// The health server.
+    pub http: HttpConfig,
+    /// Logs and traces.
+    pub telemetry: TelemetryConfig,
+    /// How to reach Qdrant.
+    pub qdrant: QdrantConfig,
+    /// The embedding model; the same as the documents'.
+    pub model: ModelConfig,
+    /// Providers of language models; none by default.
+    pub llm: LlmConfig,
+    /// How questions are answered.
+    pub generate: GenerateConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kafka: KafkaConfig::default(),
+            registry: RegistryConfig::default(),
+            runner: RunnerConfig { max_batch_records: 64, ..RunnerConfig::default() },
+            http: HttpConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            qdrant: QdrantConfig::default(),
+            model: ModelConfig::default(),
+            llm: LlmConfig::default(),
+            generate: GenerateConfig::default(),
+        }
+    }
+}
+
+/// Section `[generate]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerateConfig {
+    /// Passages to retrieve for a question that does not say.
+    pub top_k: usize,
+    /// Passages to retrieve, at most, whatever the question says.
+    pub max_top_k: usize,
+    /// Questions worked on at the same time.
+    pub concurrency: usize,
+    /// Longest question, bytes; a longer one is answered as failed.
+    pub max_question_bytes: usize,
+    /// Version of the prompt template for questions that name none.
+    pub prompt_version: String,
+    /// Folder with further templates, `answer/<version>.j2`; they come before the built-in ones of the same version.
+    pub prompts_dir: Option<PathBuf>,
+    /// Tokens of an answer, at most.
+    pub max_output_tokens: u32,
+    /// Temperature of the model, 0 to 2.
+    pub temperature: f32,
+    /// Cosine of question and best passage below which nothing is relevant, unless enough of the question's words occur
+    /// in a passage. It belongs to the embedding model.
+    pub min_similarity: f64,
+    /// Share of the question's content words, by rarity, that make a passage relevant whatever its cosine.
+    pub min_word_share: f64,
+    /// Extractive answers: sentences, at most.
+    pub extract_sentences: usize,
+    /// Extractive answers: sentences that are embedded to find the best, at most. Decides their latency.
+    pub extract_candidates: usize,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            top_k: 6,
+            max_top_k: 20,
+            concurrency: 16,
+            max_question_bytes: 8 << 10,
+            prompt_version: "v1".into(),
+            prompts_dir: None,
+            max_output_tokens: 512,
+            temperature: 0.0,
+            min_similarity: 0.25,
+            min_word_share: 0.6,
+            extract_sentences: 3,
+            extract_candidates: 12,
+        }
+    }
+}
+
+impl GenerateConfig {
+    fn validate(&self) -> Result<(), Invalid> {
+        for (key, value) in [
+            ("generate.top_k", self.top_k),
+            ("generate.max_top_k", self.max_top_k),
+            ("generate.concurrency", self.concurrency),
+            ("generate.max_question_bytes", self.max_question_bytes),
+            ("generate.extract_sentences", self.extract_sentences),
+        ] {
+            if value == 0 {
+                return Err(Invalid::new(key, "must be at least 1"));
+            }
+        }
+        if self.top_k > self.max_top_k {
+            return Err(Invalid::new("generate.top_k", "must not be above generate.max_top_k"));
+        }
+        if self.extract_candidates < self.extract_sentences {
+            return Err(Invalid::new("generate.extract_candidates", "must not be below generate.extract_sentences"));
+        }
+        if self.max_output_tokens == 0 {
+            return Err(Invalid::new("generate.max_output_tokens", "must be at least 1"));
+        }
+        if !(0.0..=2.0).contains(&self.temperature) {
+            return Err(Invalid::new("generate.temperature", "must lie between 0 and 2"));
+        }
+        for (key, value) in
+            [("generate.min_similarity", self.min_similarity), ("generate.min_word_share", self.min_word_share)]
+        {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(Invalid::new(key, "must lie between 0 and 1"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServiceConfig for Config {
+    const NAME: &'static str = "generate";
+    const ABOUT: &'static str = "Answers questions with citations.";
+    const PORT: u16 = 9105;
+    const METRICS: &'static [MetricDef] = &crate::metric::ALL;
+
+    fn common(&self) -> Common<'_> {
+        Common {
+            kafka: &self.kafka,
+            registry: &self.registry,
+            runner: &self.runner,
+            http: &self.http,
+            telemetry: &self.telemetry,
+        }
+    }
+
+    fn validate(&self) -> Result<(), Invalid> {
+        self.generate.validate()?;
+        self.llm.ordered().map(|_| ()).map_err(|error| Invalid::new("llm", error))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_slips_are_refused() {
+        assert_eq!(Config::default().validate(), Ok(()));
+        let mut config = Config::default();
+        config.generate.top_k = 30;
+        assert_eq!(config.validate().unwrap_err().key, "generate.top_k");
+        let mut config = Config::default();
+        config.llm.chain = vec!["nobody".into()];
+        assert_eq!(config.validate().unwrap_err().key, "llm");
+    }
+}

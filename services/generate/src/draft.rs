@@ -1,0 +1,182 @@
+//! An answer in the making.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use metrics::{counter, histogram};
+use sha2::{Digest, Sha256};
+use weir_contracts::{Answer, AnswerStatus, Citation, Provenance, Question, Topic, Usage};
+use weir_llm::{Call, TokenUsage, Usd};
+use weir_stage::{Outcome, Output};
+
+use crate::clock::millis;
+use crate::metric;
+
+/// What is known of an answer so far; becomes the records about it.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    pub(crate) status: AnswerStatus,
+    pub(crate) provenance: Provenance,
+    pub(crate) text: String,
+    pub(crate) citations: Vec<Citation>,
+    pub(crate) reason: Option<String>,
+    pub(crate) provider: String,
+    pub(crate) model: String,
+    pub(crate) prompt_version: String,
+    /// Attempt whose pieces make up the text; 0 when it was not streamed.
+    pub(crate) attempt: i32,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) timings: Timings,
+}
+
+impl Draft {
+    /// An answer without text.
+    pub(crate) fn without_text(status: AnswerStatus, reason: impl Into<Option<String>>) -> Self {
+        Self {
+            status,
+            provenance: Provenance::Fresh,
+            text: String::new(),
+            citations: Vec::new(),
+            reason: reason.into(),
+            provider: String::new(),
+            model: String::new(),
+            prompt_version: String::new(),
+            attempt: 0,
+            calls: Vec::new(),
+            timings: Timings::default(),
+        }
+    }
+
+    /// An answer with text.
+    pub(crate) fn with_text(status: AnswerStatus, text: String, citations: Vec<Citation>) -> Self {
+        Self { text, citations, ..Self::without_text(status, None) }
+    }
+
+    /// Tokens and cost of all calls together: failed ones may have cost, too.
+    fn spent(&self) -> (TokenUsage, Usd) {
+        let mut usage = TokenUsage::default();
+        let mut cost = Usd::default();
+        for call in &self.calls {
+            usage.input += call.usage.input;
+            usage.output += call.usage.output;
+            usage.estimated |= call.usage.estimated;
+            cost += call.cost;
+        }
+        (usage, cost)
+    }
+
+    /// The answer and a usage record for each call. `prompt_version` is the one the question was to be answered with.
+    pub(crate) fn into_outcome(self, question: &Question, prompt_version: &str, now: SystemTime) -> Outcome {
+        let at = millis(now);
+        count(&self, question, at);
+        let (usage, cost) = self.spent();
+        let usages: Vec<Output> = self
+            .calls
+            .iter()
+            .map(|call| {
+                Output::new(Topic::USAGE, question.tenant.as_str(), usage_of(call, question, prompt_version, at))
+            })
+            .collect();
+        let text_hash = hex::encode(Sha256::digest(self.text.as_bytes()));
+        let answer = Answer {
+            request_id: question.request_id.clone(),
+            tenant: question.tenant.clone(),
+            status: self.status,
+            provenance: self.provenance,
+            text: self.text,
+            citations: self.citations,
+            reason: self.reason,
+            provider: self.provider,
+            model: self.model,
+            prompt_version: self.prompt_version,
+            input_tokens: whole(usage.input),
+            output_tokens: whole(usage.output),
+            usage_estimated: usage.estimated,
+            cost_usd: cost.0,
+            attempt: self.attempt,
+            text_hash,
+            timings: self.timings.into_map(),
+            question: question.question.clone(),
+            asked_at: question.created_at,
+            at,
+        };
+        let answer = Output::new(Topic::ANSWERS, question.request_id.as_str(), answer);
+        Outcome::emit_all(std::iter::once(answer).chain(usages))
+    }
+}
+
+fn usage_of(call: &Call, question: &Question, prompt_version: &str, at: i64) -> Usage {
+    Usage {
+        request_id: question.request_id.clone(),
+        tenant: question.tenant.clone(),
+        provider: call.provider.clone(),
+        model: call.model.clone(),
+        input_tokens: whole(call.usage.input),
+        output_tokens: whole(call.usage.output),
+        estimated: call.usage.estimated,
+        cost_usd: call.cost.0,
+        latency_ms: i64::try_from(call.latency.as_millis()).unwrap_or(i64::MAX),
+        status: call.status.to_owned(),
+        prompt_version: prompt_version.to_owned(),
+        feature: question.feature.clone(),
+        at,
+    }
+}
+
+fn whole(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
+}
+
+fn count(draft: &Draft, question: &Question, at: i64) {
+    let status = status_name(draft.status);
+    let provenance = if draft.provenance == Provenance::Degraded { "degraded" } else { "fresh" };
+    counter!(metric::ANSWERS, "status" => status, "provenance" => provenance).increment(1);
+    let waited = u64::try_from(at.saturating_sub(question.created_at)).unwrap_or(0);
+    if question.created_at > 0 {
+        histogram!(metric::ANSWER_SECONDS, "status" => status).record(Duration::from_millis(waited).as_secs_f64());
+    }
+    tracing::info!(
+        tenant = %question.tenant,
+        request = %question.request_id,
+        status,
+        provenance,
+        citations = draft.citations.len(),
+        calls = draft.calls.len(),
+        template = crate::prompt::TEMPLATE,
+        version = draft.prompt_version,
+        since_asked_ms = waited,
+        "question answered"
+    );
+}
+
+pub(crate) fn status_name(status: AnswerStatus) -> &'static str {
+    match status {
+        AnswerStatus::Complete => "complete",
+        AnswerStatus::Extractive => "extractive",
+        AnswerStatus::NoContext => "no_context",
+        AnswerStatus::Expired => "expired",
+        AnswerStatus::Incomplete => "incomplete",
+        AnswerStatus::Failed => "failed",
+    }
+}
+
+/// How long each step took.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Timings(Vec<(&'static str, Duration)>);
+
+impl Timings {
+    /// Notes a step.
+    pub(crate) fn note(&mut self, step: &'static str, took: Duration) {
+        self.0.push((step, took));
+    }
+
+    /// Notes a step that has a metric, too.
+    pub(crate) fn step(&mut self, step: &'static str, took: Duration) {
+        histogram!(metric::STEP_SECONDS, "step" => step).record(took.as_secs_f64());
+        self.note(step, took);
+    }
+
+    fn into_map(self) -> BTreeMap<String, String> {
+        self.0.into_iter().map(|(step, took)| (step.to_owned(), format!("{:.1}", took.as_secs_f64() * 1e3))).collect()
+    }
+}

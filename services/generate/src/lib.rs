@@ -1,0 +1,28 @@
+//! Questions become cited answers.
+//!
+//! - [`RouteQuestions`] puts a question into its tenant's home lane.
+//! - [`Answering`] retrieves passages, has a model write an answer from them, and cites. Without a model the answer is made
+//!   of sentences of the documents, and says so.
+
+mod answering;
+mod cite;
+mod clock;
+pub mod config;
+mod draft;
+mod extract;
+mod meaning;
+pub mod metric;
+mod prompt;
+mod relevance;
+mod retrieve;
+mod route;
+mod stream;
+
+pub use answering::{Answering, Parts};
+pub use clock::Clock;
+pub use extract::{Extract, candidates, choose};
+pub use meaning::{Meaning, MeaningError};
+pub use prompt::{PromptError, Prompts};
+pub use retrieve::{Passage, Retrieve, RetrieveError, Store, Wanted};
+pub use route::RouteQuestions;
+pub use stream::{KafkaTokens, TokenSink};

@@ -1,0 +1,60 @@
+//! Texts as vectors, away from the threads that wait for the network.
+
+use std::sync::Arc;
+
+use weir_models::{Embedder, ModelConfig, ModelError, prepare};
+
+/// A text could not be embedded.
+#[derive(Debug, thiserror::Error)]
+pub enum MeaningError {
+    /// The model says so.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The thread that computed it ended.
+    #[error("the embedding thread ended: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
+/// The embedding model. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Meaning {
+    embedder: Arc<Embedder>,
+}
+
+impl Meaning {
+    /// Has the model's files there and loads it.
+    ///
+    /// # Errors
+    /// When the model can't be had or loaded.
+    pub async fn load(config: &ModelConfig) -> Result<Self, MeaningError> {
+        let files = prepare(config).await?;
+        let config = config.clone();
+        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&config, &files)).await??;
+        Ok(Self { embedder: Arc::new(embedder) })
+    }
+
+    /// Id of the model.
+    #[must_use]
+    pub fn model_id(&self) -> &str {
+        self.embedder.model_id()
+    }
+
+    /// A vector of unit length for each text.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub async fn of(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, MeaningError> {
+        let embedder = Arc::clone(&self.embedder);
+        let vectors = tokio::task::spawn_blocking(move || {
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            embedder.embed(&texts)
+        });
+        Ok(vectors.await??)
+    }
+}
+
+/// Cosine of two vectors of unit length.
+#[must_use]
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+}

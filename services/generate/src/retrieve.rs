@@ -1,0 +1,122 @@
+//! The passages an answer may rest on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use weir_contracts::TenantId;
+use weir_vectors::{Hit, Mode, Search, VectorError, VectorStore};
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Whose documents.
+    pub tenant: &'a TenantId,
+    /// Only documents whose metadata has all these values.
+    pub filter: &'a BTreeMap<String, String>,
+    /// The question.
+    pub question: &'a str,
+    /// The question as a vector.
+    pub vector: &'a [f32],
+    /// Passages, at most.
+    pub limit: usize,
+}
+
+/// A passage that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Passage {
+    /// Where it stands and what it says.
+    pub hit: Hit,
+    /// Cosine of passage and question, when the search by meaning found it too.
+    pub similarity: Option<f64>,
+}
+
+/// Why nothing could be retrieved.
+#[derive(Debug, thiserror::Error)]
+pub enum RetrieveError {
+    /// The vector store says so.
+    #[error(transparent)]
+    Store(#[from] VectorError),
+    /// Documents and questions are embedded by different models: every cosine would be meaningless.
+    #[error(
+        "the collection holds vectors of {collection}, but questions are embedded by {service}: set [model] to the \
+         documents' model, or qdrant.collection to one that was built with this one"
+    )]
+    OtherModel {
+        /// The documents' model.
+        collection: String,
+        /// The service's model.
+        service: String,
+    },
+}
+
+impl RetrieveError {
+    /// Whether the same may succeed later.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_unavailable())
+    }
+}
+
+/// Finds passages.
+pub trait Retrieve: Send + Sync + 'static {
+    /// The best passages, best first.
+    ///
+    /// # Errors
+    /// When the store does not answer or can't.
+    fn retrieve(&self, wanted: &Wanted<'_>) -> impl Future<Output = Result<Vec<Passage>, RetrieveError>> + Send;
+}
+
+/// Passages from the vector store, by meaning and by words.
+#[derive(Debug)]
+pub struct Store {
+    vectors: VectorStore,
+    model: String,
+    same_model: AtomicBool,
+}
+
+impl Store {
+    /// Retrieval for questions that `model` embeds.
+    #[must_use]
+    pub fn new(vectors: VectorStore, model: &str) -> Self {
+        Self { vectors, model: model.to_owned(), same_model: AtomicBool::new(false) }
+    }
+
+    async fn check_model(&self) -> Result<(), RetrieveError> {
+        if self.same_model.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.vectors.model().await? {
+            Some(collection) if collection != self.model => {
+                Err(RetrieveError::OtherModel { collection, service: self.model.clone() })
+            }
+            Some(_) => {
+                self.same_model.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            // There is no collection before the first document.
+            None => Ok(()),
+        }
+    }
+}
+
+impl Retrieve for Store {
+    async fn retrieve(&self, wanted: &Wanted<'_>) -> Result<Vec<Passage>, RetrieveError> {
+        self.check_model().await?;
+        let search = |mode| Search {
+            tenant: wanted.tenant,
+            filter: wanted.filter,
+            dense: Some(wanted.vector),
+            text: Some(wanted.question),
+            limit: wanted.limit,
+            mode,
+        };
+        // Fused scores say nothing about how near a passage is: the search by meaning alone says that.
+        let (hybrid, dense) = (search(Mode::Hybrid), search(Mode::Dense));
+        let (hits, near) = tokio::try_join!(self.vectors.search(&hybrid), self.vectors.search(&dense))?;
+        let similarity: HashMap<_, f64> =
+            near.iter().map(|hit| ((&hit.document, hit.revision, hit.ordinal), hit.score)).collect();
+        let of = |hit: &Hit| similarity.get(&(&hit.document, hit.revision, hit.ordinal)).copied();
+        Ok(hits.into_iter().map(|hit| Passage { similarity: of(&hit), hit }).collect())
+    }
+}
