@@ -1,1 +1,17 @@
-//! In-memory log for stage tests and the real stack for integration tests.
+//! In-memory deliveries for stage tests, and the real stack for integration tests.
+//!
+//! Tests run on real Kafka: one broker per test program, topics with a prefix per test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod broker;
+mod delivery;
+mod proxy;
+mod service;
+mod topics;
+
+pub use broker::{Broker, TestTopics, eventually};
+pub use delivery::{delivery, delivery_at};
+pub use proxy::{Swallow, TransactionProxy};
+pub use service::Process;
+pub use topics::{Isolation, Stored};
