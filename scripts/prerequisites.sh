@@ -3,7 +3,7 @@
 # asking; elsewhere it names what is missing and how to get it. Harmless to repeat; quick when all is there.
 #
 # Not needed, though often supposed: CMake (librdkafka builds by its own configure), protoc (tonic's stubs come with
-# qdrant-client), zlib and zstd (built from source).
+# qdrant-client), zlib and zstd (built from source where they are missing).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
