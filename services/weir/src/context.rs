@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use weir_contracts::TenantId;
 use weir_runner::{KafkaConfig, RegistryConfig};
+use weir_stack::Endpoints;
 
 /// Flags that every subcommand takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -44,7 +45,7 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "DIR", env = "WEIR_DATA", default_value = ".weir")]
     pub data: PathBuf,
     /// Tenant to act as.
-    #[arg(long, global = true, env = "WEIR_TENANT", default_value = "demo")]
+    #[arg(long, global = true, env = "WEIR_TENANT", default_value = "default")]
     pub tenant: TenantId,
     /// Print JSON for scripts instead of text.
     #[arg(long, global = true)]
@@ -120,6 +121,33 @@ impl Context {
     /// When a key is unknown or a value has the wrong type.
     pub fn section<T: DeserializeOwned>(&self, name: &str) -> color_eyre::Result<T> {
         section(&self.sections, name)
+    }
+
+    /// The same on a stack that was just started in folder `data`: its servers stand in for those that were not named.
+    ///
+    /// # Errors
+    /// As [`Context::load`].
+    pub fn on_stack(&self, data: &Path, endpoints: &Endpoints) -> color_eyre::Result<Self> {
+        let mut sections = self.sections.clone();
+        for (named, section, key, value) in [
+            (self.external.kafka, "kafka", "brokers", &endpoints.kafka),
+            (self.external.registry, "registry", "url", &endpoints.registry),
+            (self.external.qdrant, "qdrant", "url", &endpoints.qdrant),
+        ] {
+            if let (false, Some(value)) = (named, value) {
+                set(&mut sections, section, key, Value::String(value.clone()));
+            }
+        }
+        Ok(Self {
+            kafka: section(&sections, "kafka")?,
+            registry: section(&sections, "registry")?,
+            tenant: self.tenant.clone(),
+            json: self.json,
+            data: data.to_path_buf(),
+            config_file: self.config_file.clone(),
+            external: self.external,
+            sections,
+        })
     }
 
     /// Everything that was configured, as one TOML document a service can be started with.

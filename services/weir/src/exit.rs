@@ -17,7 +17,7 @@ pub const FOUND: u8 = 1;
 /// # Errors
 /// When called twice.
 pub fn install() -> color_eyre::Result<()> {
-    HookBuilder::default().display_env_section(false).display_location_section(false).install()?;
+    HookBuilder::default().display_env_section(false).install()?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -76,6 +76,42 @@ pub struct Counts {
     pub chunks: i64,
 }
 
+impl Counts {
+    fn enter(&mut self, standing: &Standing) {
+        let (count, sent) = self.place(standing);
+        *count += 1;
+        self.sent += usize::from(sent);
+        self.chunks += chunks_of(standing);
+    }
+
+    fn leave(&mut self, standing: &Standing) {
+        let (count, sent) = self.place(standing);
+        *count = count.saturating_sub(1);
+        self.sent = self.sent.saturating_sub(usize::from(sent));
+        self.chunks -= chunks_of(standing);
+    }
+
+    /// What counts this standing, and whether it means that the request is in Kafka.
+    fn place(&mut self, standing: &Standing) -> (&mut usize, bool) {
+        match standing {
+            Standing::Waiting => (&mut self.pending, false),
+            Standing::Sent | Standing::Accepted { .. } | Standing::Duplicate { .. } => (&mut self.pending, true),
+            Standing::Indexed { .. } => (&mut self.indexed, true),
+            Standing::Deleted => (&mut self.deleted, true),
+            Standing::Unchanged => (&mut self.unchanged, true),
+            Standing::Superseded => (&mut self.superseded, true),
+            Standing::Failed { step, .. } => (&mut self.failed, *step != NOT_SENT),
+        }
+    }
+}
+
+fn chunks_of(standing: &Standing) -> i64 {
+    match standing {
+        Standing::Indexed { chunks } => i64::from(*chunks),
+        _ => 0,
+    }
+}
+
 struct Entry {
     document: DocumentId,
     standing: Standing,
@@ -88,46 +124,58 @@ pub struct Ledger {
     by_document: HashMap<DocumentId, RequestId>,
     /// States that arrived, also those before their request's outcome.
     states: HashMap<DocumentId, DocumentStatus>,
+    counts: Counts,
+    duplicates: usize,
 }
 
 impl Ledger {
     /// No requests yet.
     #[must_use]
     pub fn new(tenant: TenantId) -> Self {
-        Self { tenant, entries: HashMap::new(), by_document: HashMap::new(), states: HashMap::new() }
+        Self {
+            tenant,
+            entries: HashMap::new(),
+            by_document: HashMap::new(),
+            states: HashMap::new(),
+            counts: Counts::default(),
+            duplicates: 0,
+        }
     }
 
     /// A request that will be sent.
     pub fn expect(&mut self, request: RequestId, document: DocumentId) {
         self.by_document.insert(document.clone(), request.clone());
-        self.entries.insert(request, Entry { document, standing: Standing::Waiting });
+        let entry = Entry { document, standing: Standing::Waiting };
+        self.counts.enter(&entry.standing);
+        self.counts.documents += 1;
+        self.entries.insert(request, entry);
     }
 
     /// The request is in Kafka. Its outcome may have been faster.
     pub fn sent(&mut self, request: &RequestId) {
-        if let Some(entry) = self.entries.get_mut(request)
-            && entry.standing == Standing::Waiting
-        {
-            entry.standing = Standing::Sent;
+        if self.standing(request) == Some(&Standing::Waiting) {
+            self.set(request, Standing::Sent);
         }
     }
 
     /// The request came to nothing at this step.
     pub fn failed(&mut self, request: &RequestId, step: &'static str, reason: String) {
-        if let Some(entry) = self.entries.get_mut(request)
-            && !entry.standing.is_final()
-        {
-            entry.standing = Standing::Failed { step, reason };
+        if self.standing(request).is_some_and(|standing| !standing.is_final()) {
+            self.set(request, Standing::Failed { step, reason });
         }
     }
 
-    /// The document came to nothing at this step.
-    pub fn document_failed(&mut self, tenant: &TenantId, document: &DocumentId, step: &'static str, reason: String) {
-        if *tenant == self.tenant
-            && let Some(request) = self.by_document.get(document).cloned()
-        {
-            self.failed(&request, step, reason);
-        }
+    fn standing(&self, request: &RequestId) -> Option<&Standing> {
+        self.entries.get(request).map(|entry| &entry.standing)
+    }
+
+    fn set(&mut self, request: &RequestId, standing: Standing) {
+        let Some(entry) = self.entries.get_mut(request) else { return };
+        self.counts.leave(&entry.standing);
+        self.counts.enter(&standing);
+        let duplicate = |standing: &Standing| usize::from(matches!(standing, Standing::Duplicate { .. }));
+        self.duplicates = (self.duplicates + duplicate(&standing)).saturating_sub(duplicate(&entry.standing));
+        entry.standing = standing;
     }
 
     /// An outcome arrived, perhaps someone else's.
@@ -135,21 +183,22 @@ impl Ledger {
         if outcome.tenant != self.tenant {
             return;
         }
-        let Some(entry) = self.entries.get_mut(&outcome.request_id) else { return };
+        let Some(entry) = self.entries.get(&outcome.request_id) else { return };
         if entry.standing.is_final() {
             return;
         }
+        let document = entry.document.clone();
         let reason = || outcome.reason.clone().unwrap_or_else(|| "no reason was given".into());
-        entry.standing = match (outcome.outcome, outcome.revision) {
+        let standing = match (outcome.outcome, outcome.revision) {
             (OutcomeKind::Accepted, Some(revision)) => Standing::Accepted { revision },
-            // Whose state comes with the request's id.
+            // Its state will carry the request's id.
             (OutcomeKind::Accepted, None) => Standing::Sent,
             (OutcomeKind::Duplicate, revision) => Standing::Duplicate { revision },
             (OutcomeKind::Superseded, _) => Standing::Superseded,
             (OutcomeKind::Conflict, _) => Standing::Failed { step: "conflict", reason: reason() },
             (OutcomeKind::Rejected, _) => Standing::Failed { step: "rejected", reason: reason() },
         };
-        let document = entry.document.clone();
+        self.set(&outcome.request_id, standing);
         self.settle(&document);
     }
 
@@ -167,8 +216,8 @@ impl Ledger {
 
     fn settle(&mut self, document: &DocumentId) {
         let (Some(request), Some(status)) = (self.by_document.get(document), self.states.get(document)) else { return };
-        let Some(entry) = self.entries.get_mut(request) else { return };
-        entry.standing = match &entry.standing {
+        let Some(standing) = self.standing(request) else { return };
+        let settled = match standing {
             Standing::Accepted { revision } if status.revision == *revision => reached(status),
             Standing::Accepted { revision } if status.revision > *revision => Standing::Superseded,
             Standing::Sent if status.request_id == *request => reached(status),
@@ -180,6 +229,7 @@ impl Ledger {
             }
             _ => return,
         };
+        self.set(&request.clone(), settled);
     }
 
     /// Where each request stands, in the order of the documents' ids.
@@ -193,31 +243,13 @@ impl Ledger {
     /// How many requests stand where.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts { documents: self.entries.len(), ..Counts::default() };
-        for entry in self.entries.values() {
-            let (count, sent) = match &entry.standing {
-                Standing::Waiting => (&mut counts.pending, false),
-                Standing::Sent | Standing::Accepted { .. } | Standing::Duplicate { .. } => (&mut counts.pending, true),
-                Standing::Indexed { chunks } => {
-                    counts.chunks += i64::from(*chunks);
-                    (&mut counts.indexed, true)
-                }
-                Standing::Deleted => (&mut counts.deleted, true),
-                Standing::Unchanged => (&mut counts.unchanged, true),
-                Standing::Superseded => (&mut counts.superseded, true),
-                Standing::Failed { step, .. } => (&mut counts.failed, *step != NOT_SENT),
-            };
-            *count += 1;
-            counts.sent += usize::from(sent);
-        }
-        counts
+        self.counts
     }
 
     /// Whether only duplicates are open: their state is older than this run and has to be looked up.
     #[must_use]
     pub fn waits_for_older_states(&self) -> bool {
-        let mut open = self.entries.values().filter(|entry| !entry.standing.is_final()).peekable();
-        open.peek().is_some() && open.all(|entry| matches!(entry.standing, Standing::Duplicate { .. }))
+        self.duplicates > 0 && self.duplicates == self.counts.pending
     }
 }
 

@@ -1,12 +1,31 @@
 //! `weir`: the command line of the pipeline.
 
+mod ask;
+mod collect;
 mod completions;
 mod context;
+mod dead_letters;
+mod demo;
+mod dlq;
 mod doctor;
+mod down;
 mod exit;
+mod fleet;
+mod ground;
+mod ingest;
+mod lag;
+mod ledger;
+mod pipeline;
+mod progress;
 mod schemas;
+mod send;
 mod stack;
+mod status;
+mod stream;
+mod supervise;
+mod tail;
 mod topics;
+mod up;
 
 use std::process::ExitCode;
 
@@ -35,6 +54,22 @@ struct Cli {
 /// One variant for each module of this program; a module has `Args` and `run`.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start everything on this machine: Kafka, schema registry, Qdrant, and all services.
+    Up(up::Args),
+    /// End what `weir up` started. The data stays.
+    Down(down::Args),
+    /// Documents in, five questions, cited answers out, on a stack that ends with it.
+    Demo(demo::Args),
+    /// Send documents, and wait until they are searchable.
+    Ingest(ingest::Args),
+    /// Ask a question; the answer comes with what it rests on.
+    Ask(ask::Args),
+    /// What became of a document; without one, how everything is.
+    Status(status::Args),
+    /// How far each stage is behind, in records and seconds.
+    Lag(lag::Args),
+    /// What was rejected, and why.
+    Dlq(dlq::Args),
     /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
     Stack(stack::Args),
     /// Make the topics of the cluster match topics/*.toml.
@@ -43,6 +78,9 @@ enum Command {
     Schemas(schemas::Args),
     /// Check brokers, rights, limits, topics, registry, Qdrant and model, and say what to fix.
     Doctor(doctor::Args),
+    /// What `weir up` leaves running: it starts the services, and starts again what fails.
+    #[command(hide = true)]
+    SuperviseServices(supervise::Args),
     /// Print a completion script for a shell.
     Completions(completions::Args),
 }
@@ -50,10 +88,19 @@ enum Command {
 impl Command {
     async fn run(self, context: &Context) -> color_eyre::Result<ExitCode> {
         match self {
+            Self::Up(args) => up::run(args, context).await,
+            Self::Down(args) => down::run(args, context).await,
+            Self::Demo(args) => demo::run(args, context).await,
+            Self::Ingest(args) => ingest::run(args, context).await,
+            Self::Ask(args) => ask::run(args, context).await,
+            Self::Status(args) => status::run(args, context).await,
+            Self::Lag(args) => lag::run(args, context).await,
+            Self::Dlq(args) => dlq::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,
             Self::Topics(args) => topics::run(args, context).await,
             Self::Schemas(args) => schemas::run(args, context).await,
             Self::Doctor(args) => doctor::run(args, context).await,
+            Self::SuperviseServices(args) => supervise::run(args, context).await,
             Self::Completions(args) => completions::run(args, context).await,
         }
     }

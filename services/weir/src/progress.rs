@@ -22,12 +22,6 @@ impl Ink {
         Self { on: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
     }
 
-    /// Colours for what goes to stderr.
-    #[must_use]
-    pub fn for_stderr() -> Self {
-        Self { on: std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
-    }
-
     fn paint(self, code: &str, text: impl Display) -> String {
         if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
     }

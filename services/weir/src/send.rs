@@ -276,7 +276,10 @@ async fn content_of(
     let path = match source {
         Source::Bytes(bytes) if bytes.len() <= room => return Ok((Some(bytes.clone()), None)),
         Source::Bytes(bytes) => {
-            return Err(format!("has {} bytes, but a record holds {room}; put it in a file and send that", bytes.len()));
+            return Err(format!(
+                "has {} bytes, but a record holds {room}; put it in a file and send that",
+                bytes.len()
+            ));
         }
         Source::File(path) => path,
     };
