@@ -1,0 +1,136 @@
+//! EBCDIC, the encoding of IBM mainframes, which encoding_rs leaves out: code pages 500 (international) and
+//! 37 (US). Both hold the characters of Latin-1 and differ in seven places.
+
+/// Code page 500, from IBM's CDRA tables. Controls stand as their Unicode counterparts.
+#[rustfmt::skip]
+const CP500: [u8; 256] = [
+    0x00, 0x01, 0x02, 0x03, 0x9c, 0x09, 0x86, 0x7f, 0x97, 0x8d, 0x8e, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f,
+    0x10, 0x11, 0x12, 0x13, 0x9d, 0x85, 0x08, 0x87, 0x18, 0x19, 0x92, 0x8f, 0x1c, 0x1d, 0x1e, 0x1f,
+    0x80, 0x81, 0x82, 0x83, 0x84, 0x0a, 0x17, 0x1b, 0x88, 0x89, 0x8a, 0x8b, 0x8c, 0x05, 0x06, 0x07,
+    0x90, 0x91, 0x16, 0x93, 0x94, 0x95, 0x96, 0x04, 0x98, 0x99, 0x9a, 0x9b, 0x14, 0x15, 0x9e, 0x1a,
+    0x20, 0xa0, 0xe2, 0xe4, 0xe0, 0xe1, 0xe3, 0xe5, 0xe7, 0xf1, 0x5b, 0x2e, 0x3c, 0x28, 0x2b, 0x21,
+    0x26, 0xe9, 0xea, 0xeb, 0xe8, 0xed, 0xee, 0xef, 0xec, 0xdf, 0x5d, 0x24, 0x2a, 0x29, 0x3b, 0x5e,
+    0x2d, 0x2f, 0xc2, 0xc4, 0xc0, 0xc1, 0xc3, 0xc5, 0xc7, 0xd1, 0xa6, 0x2c, 0x25, 0x5f, 0x3e, 0x3f,
+    0xf8, 0xc9, 0xca, 0xcb, 0xc8, 0xcd, 0xce, 0xcf, 0xcc, 0x60, 0x3a, 0x23, 0x40, 0x27, 0x3d, 0x22,
+    0xd8, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0xab, 0xbb, 0xf0, 0xfd, 0xfe, 0xb1,
+    0xb0, 0x6a, 0x6b, 0x6c, 0x6d, 0x6e, 0x6f, 0x70, 0x71, 0x72, 0xaa, 0xba, 0xe6, 0xb8, 0xc6, 0xa4,
+    0xb5, 0x7e, 0x73, 0x74, 0x75, 0x76, 0x77, 0x78, 0x79, 0x7a, 0xa1, 0xbf, 0xd0, 0xdd, 0xde, 0xae,
+    0xa2, 0xa3, 0xa5, 0xb7, 0xa9, 0xa7, 0xb6, 0xbc, 0xbd, 0xbe, 0xac, 0x7c, 0xaf, 0xa8, 0xb4, 0xd7,
+    0x7b, 0x41, 0x42, 0x43, 0x44, 0x45, 0x46, 0x47, 0x48, 0x49, 0xad, 0xf4, 0xf6, 0xf2, 0xf3, 0xf5,
+    0x7d, 0x4a, 0x4b, 0x4c, 0x4d, 0x4e, 0x4f, 0x50, 0x51, 0x52, 0xb9, 0xfb, 0xfc, 0xf9, 0xfa, 0xff,
+    0x5c, 0xf7, 0x53, 0x54, 0x55, 0x56, 0x57, 0x58, 0x59, 0x5a, 0xb2, 0xd4, 0xd6, 0xd2, 0xd3, 0xd5,
+    0x30, 0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37, 0x38, 0x39, 0xb3, 0xdb, 0xdc, 0xd9, 0xda, 0x9f,
+];
+
+/// Where code page 37 differs.
+const CP37: [(u8, char); 7] =
+    [(0x4a, '¢'), (0x4f, '|'), (0x5a, '!'), (0x5f, '¬'), (0xb0, '^'), (0xba, '['), (0xbb, ']')];
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CodePage {
+    Cp500,
+    Cp37,
+}
+
+impl CodePage {
+    /// The code page with this name in content types.
+    pub fn for_label(label: &str) -> Option<Self> {
+        let name: String = label.to_ascii_lowercase().chars().filter(char::is_ascii_alphanumeric).collect();
+        match name.as_str() {
+            "cp500" | "ibm500" | "ebcdiccpbe" | "ebcdiccpch" => Some(Self::Cp500),
+            "cp037" | "cp37" | "ibm037" | "ibm37" | "ebcdiccpus" | "ebcdiccpca" => Some(Self::Cp37),
+            _ => None,
+        }
+    }
+}
+
+/// Decodes EBCDIC. Its own new line (NL, 0x15) becomes `\n`.
+pub(crate) fn decode(bytes: &[u8], page: CodePage) -> String {
+    bytes
+        .iter()
+        .map(|byte| {
+            if page == CodePage::Cp37
+                && let Some((_, differs)) = CP37.iter().find(|(at, _)| at == byte)
+            {
+                return *differs;
+            }
+            match CP500.get(usize::from(*byte)).copied().unwrap_or(b'?') {
+                0x85 => '\n',
+                latin1 => char::from(latin1),
+            }
+        })
+        .collect()
+}
+
+/// Whether the bytes are text in EBCDIC: nearly all are what a text is made of there (blank, letters, digits, common
+/// punctuation, line ends), and blanks are where they should be. No text in another encoding comes near.
+pub(crate) fn looks_like(bytes: &[u8]) -> Option<CodePage> {
+    let sample = bytes.get(..bytes.len().min(64 << 10)).unwrap_or(bytes);
+    let (mut blanks, mut letters, mut lower, mut other) = (0usize, 0usize, 0usize, 0usize);
+    for byte in sample {
+        match byte {
+            0x40 => blanks += 1,
+            0x81..=0x89 | 0x91..=0x99 | 0xa2..=0xa9 => {
+                lower += 1;
+                letters += 1;
+            }
+            0xc1..=0xc9 | 0xd1..=0xd9 | 0xe2..=0xe9 | 0xf0..=0xf9 => letters += 1,
+            // Line ends, tab, and . ( ) - / , : ; ' " ? ! $ % & = + _ > < # @ and accented letters.
+            0x05 | 0x0d | 0x15 | 0x25 => {}
+            0x4b..=0x4e | 0x50 | 0x5b..=0x5e | 0x60 | 0x61 | 0x6b..=0x6f | 0x7a..=0x7f | 0x4f | 0x5a => {}
+            0x42..=0x49 | 0x51..=0x59 | 0x62..=0x69 | 0x71..=0x78 | 0xcb..=0xcf | 0xdb..=0xdf => {}
+            0x4a | 0x5f | 0xba | 0xbb | 0xc0 | 0xd0 | 0xe0 | 0xa1 => {}
+            _ => other += 1,
+        }
+    }
+    let total = sample.len();
+    let plausible = total >= 16
+        && other * 50 <= total
+        && (letters + blanks) * 10 >= total * 7
+        && lower * 4 >= letters
+        && blanks * 30 >= total
+        && letters * 5 >= total;
+    plausible.then(|| which(sample))
+}
+
+/// The code page under which brackets and marks come out ordinary rather than odd.
+fn which(sample: &[u8]) -> CodePage {
+    let count = |bytes: &[u8]| sample.iter().filter(|byte| bytes.contains(byte)).count();
+    // Ordinary in 37 and odd in 500: | ! [ ]; the other way round: [ ! ] ^.
+    let in_37 = count(&[0xba, 0xbb]) * 2 + count(&[0x5a]);
+    let in_500 = count(&[0x4a, 0x5f]) * 2 + count(&[0x4f]);
+    if in_37 > in_500 { CodePage::Cp37 } else { CodePage::Cp500 }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+mod tests {
+    use super::*;
+
+    fn encode(text: &str) -> Vec<u8> {
+        text.chars().map(|c| CP500.iter().position(|b| char::from(*b) == c).unwrap() as u8).collect()
+    }
+
+    #[test]
+    fn text_in_ebcdic_is_recognised_and_read() {
+        let text = "The quick brown fox (no. 7) jumps over [two] lazy dogs; it's done, at last.\n";
+        let bytes = encode(text);
+        assert_eq!(looks_like(&bytes), Some(CodePage::Cp500));
+        assert_eq!(decode(&bytes, CodePage::Cp500), text);
+    }
+
+    #[test]
+    fn other_text_and_noise_are_not_ebcdic() {
+        assert_eq!(looks_like(b"The quick brown fox jumps over the lazy dog, again and again."), None);
+        let noise: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        assert_eq!(looks_like(&noise), None);
+    }
+
+    #[test]
+    fn every_byte_of_the_table_is_there_once() {
+        let mut seen = CP500;
+        seen.sort_unstable();
+        assert!(seen.windows(2).all(|pair| matches!(pair, [a, b] if a < b)));
+    }
+}
