@@ -82,10 +82,7 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
 /// # Errors
 /// When one of them can't be had.
 pub async fn prepare(context: &Context) -> color_eyre::Result<()> {
-    let cluster = async {
-        ground::ensure_topics(context).await?;
-        ground::ensure_schemas(context).await
-    };
+    let cluster = ground::ensure_topics_and_schemas(context);
     let model: ModelConfig = context.section("model")?;
     let model = async { Ok(weir_models::prepare(&model).await.map(drop)?) };
     tokio::try_join!(cluster, model).map(drop)
