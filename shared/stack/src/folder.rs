@@ -108,6 +108,19 @@ pub(crate) fn log_file(root: &Path, service: &str) -> PathBuf {
     root.join("logs").join(format!("{service}.log"))
 }
 
+/// The logs of the stack in folder `data`: name of the service, and file. The supervisor's own first.
+#[must_use]
+pub fn logs(data: &Path) -> Vec<(String, PathBuf)> {
+    let entries = fs::read_dir(folder(data).join("logs"));
+    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut logs: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .filter_map(|path| Some((path.file_stem()?.to_string_lossy().into_owned(), path)))
+        .collect();
+    logs.sort_by_key(|(name, _)| (name != "supervisor", name.clone()));
+    logs
+}
+
 /// Ends processes that a supervisor that is gone had started. Which they are is told by number and start time, so no
 /// stranger is ever hit. Returns how many there were.
 pub(crate) fn end_orphans(data: &Path) -> usize {

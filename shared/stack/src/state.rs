@@ -82,6 +82,12 @@ impl StackState {
         std::fs::write(&draft, serde_json::to_vec_pretty(self)?)?;
         std::fs::rename(draft, path)
     }
+
+    /// Says that nothing runs.
+    pub(crate) fn remove(data: &Path) {
+        // Whoever reads a file that could not be removed sees that its processes are gone.
+        let _ = std::fs::remove_file(file(data));
+    }
 }
 
 /// Addresses of the stack that runs in folder `data`, if one does.

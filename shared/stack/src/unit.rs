@@ -124,7 +124,6 @@ impl Unit {
             },
             None => "it was stopped".to_owned(),
         };
-        self.slot().phase = Phase::Failed;
         Err(StackError::Ended {
             service: self.plan.name.clone(),
             status,
@@ -133,11 +132,16 @@ impl Unit {
         })
     }
 
-    /// Whether it was started, was not asked to end, and ended all the same.
+    /// Whether it was started, was not asked to end, and ended all the same; or does not answer.
     pub fn died(&self) -> bool {
         let mut slot = self.slot();
         matches!(slot.phase, Phase::Ready | Phase::Starting | Phase::Restarting)
             && slot.child.as_mut().is_some_and(|child| child.ended().is_some())
+    }
+
+    /// Forgets a child that ended.
+    pub fn bury(&self) {
+        self.slot().child = None;
     }
 
     pub fn mark(&self, phase: Phase) {

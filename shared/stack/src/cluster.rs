@@ -1,0 +1,340 @@
+//! Questions to a Kafka cluster, and changes to it: the admin side.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, OwnedResourceSpecifier,
+    ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// How long the cluster gets for one request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The cluster did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Kafka at {brokers} can't {action}: {reason}")]
+pub struct ClusterError {
+    /// Bootstrap servers.
+    pub brokers: String,
+    /// What was asked.
+    pub action: String,
+    /// What it or the client said.
+    pub reason: String,
+    /// The cluster's own code, where it gave one.
+    pub code: Option<RDKafkaErrorCode>,
+}
+
+/// A topic as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TopicState {
+    /// How many.
+    pub partitions: i32,
+    /// Replicas of each partition (of the first, should they differ).
+    pub replication: i32,
+    /// Every setting in force.
+    pub settings: BTreeMap<String, Setting>,
+}
+
+/// One setting of a topic or broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Its value.
+    pub value: String,
+    /// Whether it was set for this very topic.
+    pub own: bool,
+}
+
+/// A cluster as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterState {
+    /// Ids of the brokers.
+    pub brokers: Vec<i32>,
+    /// Topics this user may see, by full name.
+    pub topics: BTreeMap<String, TopicState>,
+}
+
+/// A topic to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateTopic {
+    /// Full name.
+    pub name: String,
+    /// Partitions.
+    pub partitions: i32,
+    /// Replicas of each.
+    pub replication: i32,
+    /// Settings that differ from the broker's defaults.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Remembers what librdkafka complained of, instead of printing it: when a request times out, that is why.
+#[derive(Debug, Clone, Default)]
+pub struct Complaints(Arc<Mutex<Option<String>>>);
+
+impl Complaints {
+    /// The latest.
+    #[must_use]
+    pub fn last(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ClientContext for Complaints {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        // "All brokers are down" follows every other complaint and says less.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+    }
+}
+
+impl rdkafka::consumer::ConsumerContext for Complaints {}
+
+impl rdkafka::producer::ProducerContext for Complaints {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &rdkafka::producer::DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let reason = error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string());
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        }
+    }
+}
+
+/// A connection to a cluster.
+pub struct Cluster {
+    brokers: String,
+    admin: Arc<AdminClient<Complaints>>,
+    complaints: Complaints,
+}
+
+impl Cluster {
+    /// A connection; nothing is asked yet.
+    ///
+    /// # Errors
+    /// When a property is not valid.
+    pub fn connect(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self, ClusterError> {
+        let complaints = Complaints::default();
+        let admin = client_config(brokers, properties).create_with_context(complaints.clone()).map_err(|error| {
+            ClusterError {
+                brokers: brokers.to_owned(),
+                action: "be reached".into(),
+                reason: error.to_string(),
+                code: None,
+            }
+        })?;
+        Ok(Self { brokers: brokers.to_owned(), admin: Arc::new(admin), complaints })
+    }
+
+    /// Brokers and topics whose name begins with `prefix`, with their settings.
+    ///
+    /// # Errors
+    /// When no broker answers, or this user may not describe the topics.
+    pub async fn state(&self, prefix: &str) -> Result<ClusterState, ClusterError> {
+        let mut state = self.metadata(prefix).await?;
+        let names: Vec<String> = state.topics.keys().cloned().collect();
+        let wanted: Vec<_> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+        for (resource, settings) in self.settings("describe the topics' settings", &wanted).await? {
+            if let OwnedResourceSpecifier::Topic(name) = resource
+                && let Some(topic) = state.topics.get_mut(&name)
+            {
+                topic.settings = settings;
+            }
+        }
+        Ok(state)
+    }
+
+    /// Brokers and topics, without settings.
+    ///
+    /// # Errors
+    /// When no broker answers.
+    pub async fn metadata(&self, prefix: &str) -> Result<ClusterState, ClusterError> {
+        let metadata = self.fetch().await.map_err(|error| self.fail("be asked for its topics", &error))?;
+        let topics = metadata.topics().iter().filter(|topic| topic.name().starts_with(prefix));
+        let count = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
+        Ok(ClusterState {
+            brokers: metadata.brokers().iter().map(|broker| broker.id()).collect(),
+            topics: topics
+                .map(|topic| {
+                    let partitions = topic.partitions();
+                    let replication = partitions.first().map_or(0, |partition| count(partition.replicas().len()));
+                    let state =
+                        TopicState { partitions: count(partitions.len()), replication, settings: BTreeMap::new() };
+                    (topic.name().to_owned(), state)
+                })
+                .collect(),
+        })
+    }
+
+    /// The settings of a broker.
+    ///
+    /// # Errors
+    /// When it does not answer, or this user may not describe it.
+    pub async fn broker_settings(&self, id: i32) -> Result<BTreeMap<String, Setting>, ClusterError> {
+        let action = format!("describe the settings of broker {id}");
+        let all = self.settings(&action, &[ResourceSpecifier::Broker(id)]).await?;
+        Ok(all.into_iter().next().map(|(_, settings)| settings).unwrap_or_default())
+    }
+
+    async fn settings(
+        &self,
+        action: &str,
+        resources: &[ResourceSpecifier<'_>],
+    ) -> Result<Vec<(OwnedResourceSpecifier, BTreeMap<String, Setting>)>, ClusterError> {
+        if resources.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = self.admin.describe_configs(resources, &options()).await;
+        let answers = answers.map_err(|error| self.fail(action, &error))?;
+        let mut all = Vec::with_capacity(answers.len());
+        for answer in answers {
+            let resource = answer.map_err(|code| self.fail_code(action, code))?;
+            let settings = resource.entries.into_iter().filter_map(|entry| {
+                let own = entry.source == ConfigSource::DynamicTopic;
+                Some((entry.name, Setting { value: entry.value?, own }))
+            });
+            all.push((resource.specifier, settings.collect()));
+        }
+        Ok(all)
+    }
+
+    /// Creates topics, and waits until each has its leaders. One that exists is left as it is.
+    ///
+    /// # Errors
+    /// When one can't be created; others may have been.
+    pub async fn create(&self, topics: &[CreateTopic]) -> Result<(), ClusterError> {
+        if topics.is_empty() {
+            return Ok(());
+        }
+        self.request_create(topics, &options()).await?;
+        let waiting = tokio::time::timeout(TIMEOUT, async {
+            while !self.all_lead(topics).await {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        waiting.await.map_err(|_| self.fail_reason("create topics", "they have no leaders yet".into(), None))
+    }
+
+    /// Asks whether a topic could be created, without creating it.
+    ///
+    /// # Errors
+    /// When it could not.
+    pub async fn may_create(&self, topic: CreateTopic) -> Result<(), ClusterError> {
+        self.request_create(&[topic], &options().validate_only(true)).await
+    }
+
+    async fn request_create(&self, topics: &[CreateTopic], options: &AdminOptions) -> Result<(), ClusterError> {
+        let new: Vec<_> = topics
+            .iter()
+            .map(|topic| {
+                let base = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(topic.replication));
+                topic.settings.iter().fold(base, |new, (key, value)| new.set(key, value))
+            })
+            .collect();
+        let answers = self.admin.create_topics(&new, options).await;
+        for answer in answers.map_err(|error| self.fail("create topics", &error))? {
+            match answer {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((name, code)) => return Err(self.fail_code(&format!("create topic {name}"), code)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch(&self) -> Result<rdkafka::metadata::Metadata, KafkaError> {
+        let admin = Arc::clone(&self.admin);
+        let answer = tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(None, TIMEOUT)).await;
+        answer.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    async fn all_lead(&self, topics: &[CreateTopic]) -> bool {
+        let Ok(metadata) = self.fetch().await else { return false };
+        topics.iter().all(|wanted| {
+            metadata.topics().iter().any(|topic| {
+                topic.name() == wanted.name
+                    && !topic.partitions().is_empty()
+                    && topic.partitions().iter().all(|partition| partition.leader() >= 0)
+            })
+        })
+    }
+
+    /// Changes settings of a topic; those it has of its own besides stay.
+    ///
+    /// librdkafka's request replaces all of them, so what is not to change is sent along: of two changes of the same
+    /// topic at the same moment one may be lost, and the next `diff` shows it.
+    ///
+    /// # Errors
+    /// When it may not, or a value is not valid.
+    pub async fn alter(
+        &self,
+        name: &str,
+        now: &TopicState,
+        changes: &BTreeMap<String, String>,
+    ) -> Result<(), ClusterError> {
+        let own = now.settings.iter().filter(|(_, setting)| setting.own).map(|(key, setting)| (key, &setting.value));
+        let merged: BTreeMap<&String, &String> = own.chain(changes).collect();
+        let request = merged
+            .into_iter()
+            .fold(AlterConfig::new(ResourceSpecifier::Topic(name)), |request, (key, value)| request.set(key, value));
+        let action = format!("change the settings of {name}");
+        let answers = self.admin.alter_configs(&[request], &options()).await;
+        for answer in answers.map_err(|error| self.fail(&action, &error))? {
+            answer.map_err(|(_, code)| self.fail_code(&action, code))?;
+        }
+        Ok(())
+    }
+
+    /// Adds partitions to a topic, up to `total`.
+    ///
+    /// # Errors
+    /// When it may not.
+    pub async fn grow(&self, name: &str, total: i32) -> Result<(), ClusterError> {
+        let action = format!("add partitions to {name}");
+        let total = usize::try_from(total).unwrap_or_default();
+        let answers = self.admin.create_partitions(&[NewPartitions::new(name, total)], &options()).await;
+        for answer in answers.map_err(|error| self.fail(&action, &error))? {
+            answer.map_err(|(_, code)| self.fail_code(&action, code))?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, action: &str, error: &KafkaError) -> ClusterError {
+        let code = error.rdkafka_error_code();
+        // A timeout says nothing; what the client complained of meanwhile does.
+        let waited =
+            matches!(code, Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::BrokerTransportFailure));
+        let complaint = self.complaints.last().filter(|_| waited);
+        let reason = complaint.unwrap_or_else(|| code.map_or_else(|| error.to_string(), |code| code.to_string()));
+        self.fail_reason(action, reason, code)
+    }
+
+    fn fail_code(&self, action: &str, code: RDKafkaErrorCode) -> ClusterError {
+        self.fail_reason(action, code.to_string(), Some(code))
+    }
+
+    fn fail_reason(&self, action: &str, reason: String, code: Option<RDKafkaErrorCode>) -> ClusterError {
+        ClusterError { brokers: self.brokers.clone(), action: action.to_owned(), reason, code }
+    }
+}
+
+/// A client's configuration: the user's properties win.
+#[must_use]
+pub fn client_config(brokers: &str, properties: &BTreeMap<String, String>) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("client.id", "weir");
+    for (key, value) in properties {
+        config.set(key, value);
+    }
+    config
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT))
+}
