@@ -51,7 +51,8 @@ pub(crate) fn passage_stems(passage: &Passage) -> HashSet<String> {
 }
 
 /// Whether any passage is about the question: near it in meaning, or with enough of its words.
-pub(crate) fn any_relevant(question: &str, passages: &[Passage], config: &GenerateConfig) -> bool {
+#[must_use]
+pub fn any_relevant(question: &str, passages: &[Passage], config: &GenerateConfig) -> bool {
     let near = |passage: &Passage| passage.similarity.is_some_and(|similarity| similarity >= config.min_similarity);
     if passages.iter().any(near) {
         return true;

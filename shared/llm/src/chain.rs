@@ -217,6 +217,7 @@ fn record(call: &Call) {
     counter!(metric::COST, &labels).increment(microdollars(call.cost));
 }
 
+// Costs are not negative, and a cast beyond the range saturates.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn microdollars(cost: Usd) -> u64 {
     (cost.0 * 1e6).round().max(0.0) as u64
