@@ -204,10 +204,10 @@ impl Engine {
     /// Reading failed: when the position is not in the log any more, the lane stops and says which records are gone.
     fn check_gap(&mut self, lane: Lane) {
         let Some(owned) = self.lanes.get(&lane) else { return };
-        let committed = owned.committed;
+        let next = owned.next_read;
         match self.consumer.fetch_watermarks(&self.input, lane.0, crate::client::CALL_TIMEOUT) {
-            Ok((low, high)) if committed < low || committed > high => {
-                self.stop_at_gap(lane, committed, low.min(high));
+            Ok((low, high)) if next < low || next > high => {
+                self.stop_at_gap(lane, next, low.min(high));
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(stage = self.stage, lane = lane.0, %error, "watermarks"),
@@ -233,7 +233,7 @@ impl Engine {
 
     fn stop_lane(&mut self, lane: Lane, reason: PauseReason) {
         if let Some(owned) = self.lanes.get_mut(&lane) {
-            owned.stop();
+            owned.stopped = true;
         }
         self.status.stopped(lane, reason);
     }
@@ -399,6 +399,11 @@ impl Engine {
         }
         for (lane, counted) in flooded {
             finished.retain(|prepared| prepared.raw.at.lane != lane);
+            if let Some(owned) = self.lanes.get_mut(&lane) {
+                owned.discard();
+            }
+            // What is being processed of it now would leave a hole: it is not ours to commit any more.
+            self.ownership.revoke(lane);
             tracing::error!(
                 stage = self.stage,
                 topic = %self.input,

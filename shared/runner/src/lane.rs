@@ -28,6 +28,8 @@ pub(crate) struct OwnedLane {
     buffered_bytes: usize,
     /// Next offset that is not committed yet.
     pub(crate) committed: i64,
+    /// Next offset that has not been read yet.
+    pub(crate) next_read: i64,
     /// Records handed to the processor and not committed.
     pub(crate) in_flight: usize,
     /// The end was reached and nothing came since.
@@ -55,6 +57,7 @@ impl OwnedLane {
             buffer: VecDeque::new(),
             buffered_bytes: 0,
             committed,
+            next_read: committed,
             in_flight: 0,
             at_end: false,
             stopped: false,
@@ -100,6 +103,7 @@ impl OwnedLane {
             timestamp: message.timestamp().to_millis().unwrap_or_default(),
         };
         self.buffered_bytes += raw.size();
+        self.next_read = raw.at.offset + 1;
         self.at_end = false;
         self.buffer.push_back(raw);
     }
@@ -138,9 +142,8 @@ impl OwnedLane {
         self.oldest_in_flight.or_else(|| self.buffer.front().map(|raw| raw.timestamp))
     }
 
-    /// The lane flows no more; what waits is read again by whoever owns it next.
-    pub(crate) fn stop(&mut self) {
-        self.stopped = true;
+    /// Forgets what waits; whoever owns the lane next reads it again.
+    pub(crate) fn discard(&mut self) {
         self.buffer.clear();
         self.buffered_bytes = 0;
     }

@@ -110,7 +110,8 @@ fn remove_stale_folders() {
     let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("weir-test-")?.split('-').next()?.parse::<u32>().ok());
+        let pid =
+            name.to_str().and_then(|name| name.strip_prefix("weir-test-")?.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists() && cfg!(target_os = "linux")) {
             let _ = std::fs::remove_dir_all(entry.path());
         }

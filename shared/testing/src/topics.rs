@@ -112,7 +112,7 @@ impl TestTopics {
         for (lane, _, _) in &ends {
             list.add_partition(&topic, *lane);
         }
-        let committed = consumer.committed_offsets(list, TIMEOUT).expect("committed offsets");
+        let committed = patiently(|| consumer.committed_offsets(list.clone(), TIMEOUT));
         ends.iter()
             .map(|(lane, low, high)| {
                 let committed = committed.find_partition(&topic, *lane).and_then(|at| at.offset().to_raw());
@@ -127,8 +127,11 @@ impl TestTopics {
             ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("an admin client");
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.full(topic), lane, Offset::Offset(offset)).expect("an offset");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("records are deleted");
+        let deleting = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(admin.delete_records(&list, &AdminOptions::new())).expect("records are deleted");
+        });
+        deleting.join().expect("the thread that deletes");
     }
 
     fn consumer(&self, group: &str, isolation: Isolation) -> BaseConsumer {
@@ -149,12 +152,24 @@ impl TestTopics {
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
         let mut found: Vec<_> = partitions
             .map(|partition| {
-                let (low, high) = consumer.fetch_watermarks(topic, partition.id(), TIMEOUT).expect("watermarks");
+                let (low, high) = patiently(|| consumer.fetch_watermarks(topic, partition.id(), TIMEOUT));
                 (partition.id(), low, high)
             })
             .collect();
         found.sort_unstable();
         found
+    }
+}
+
+/// Right after it has started, a broker does not lead its partitions and groups yet.
+fn patiently<T>(mut ask: impl FnMut() -> Result<T, KafkaError>) -> T {
+    let deadline = std::time::Instant::now() + TIMEOUT;
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

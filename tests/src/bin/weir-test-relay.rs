@@ -1,0 +1,92 @@
+//! A stage to hurt: copies records from `relay-in` to `relay-out`, as a process of its own.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use weir_contracts::{Raw, Topic};
+use weir_runner::{KafkaConfig, Registry, RegistryConfig, Runner, RunnerConfig};
+use weir_stage::{Batch, Outcome, Output, Stage, StageError};
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long)]
+    brokers: String,
+    #[arg(long)]
+    prefix: String,
+    #[arg(long, default_value = "0")]
+    instance: String,
+    /// Milliseconds of work for each batch.
+    #[arg(long, default_value_t = 0)]
+    work_ms: u64,
+    #[arg(long, default_value_t = 200)]
+    batch: usize,
+    #[arg(long, default_value_t = 3_000)]
+    session_timeout_ms: u64,
+    #[arg(long, default_value_t = 4_000)]
+    transaction_timeout_ms: u64,
+    /// Keeps transactions open this long, so that kills find them open.
+    #[arg(long, default_value_t = 0)]
+    commit_interval_ms: u64,
+    #[arg(long)]
+    at_least_once: bool,
+}
+
+struct Relay {
+    work: Duration,
+}
+
+impl Stage for Relay {
+    type Input = Raw;
+
+    async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
+        tokio::time::sleep(self.work).await;
+        let copies = batch.iter().map(|delivery| {
+            let key = delivery.key.clone().unwrap_or_default();
+            Outcome::emit(Output::new(Topic::custom("relay-out"), key, delivery.record().clone()))
+        });
+        Ok(copies.collect())
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Without TLS nothing needs a provider; the HTTP client wants to know one all the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    tracing_subscriber::fmt().with_ansi(false).init();
+    match run(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            tracing::error!(reason);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), String> {
+    let kafka =
+        KafkaConfig { brokers: arguments.brokers, prefix: arguments.prefix, lanes: 4, ..KafkaConfig::default() };
+    let config = RunnerConfig {
+        instance: arguments.instance,
+        max_batch_records: arguments.batch,
+        session_timeout_ms: arguments.session_timeout_ms,
+        transaction_timeout_ms: arguments.transaction_timeout_ms,
+        commit_interval_ms: arguments.commit_interval_ms,
+        ..RunnerConfig::default()
+    };
+    let registry = Registry::new(&RegistryConfig::default(), &kafka.prefix).map_err(|error| error.to_string())?;
+    let runner = Runner::new("relay", kafka, registry, config);
+    let runner = if arguments.at_least_once { runner.at_least_once() } else { runner };
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    tokio::spawn(async move {
+        terminate.recv().await;
+        stop.cancel();
+    });
+    let relay = Relay { work: Duration::from_millis(arguments.work_ms) };
+    runner.run(Topic::custom("relay-in"), relay, shutdown).await.map_err(|error| error.to_string())
+}

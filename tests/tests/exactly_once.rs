@@ -1,0 +1,223 @@
+//! Nothing lost, nothing applied twice: the runner on real Kafka while it is killed, frozen, scaled and cut off.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use weir_stack::Ports;
+use weir_testing::{Broker, Isolation, Process, Swallow, TestTopics, TransactionProxy, eventually};
+
+const LANES: i32 = 4;
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn topics(broker: &Broker, test: &str) -> TestTopics {
+    broker.topics(test, &[("relay-in", LANES), ("relay-out", LANES), ("dlq.relay", LANES)])
+}
+
+fn relay(topics: &TestTopics, instance: &str, options: &[&str]) -> Process {
+    let log = std::env::temp_dir().join(format!("weir-test-{}-{}{instance}.log", std::process::id(), topics.prefix));
+    let mut arguments: Vec<String> =
+        ["--brokers", &topics.brokers, "--prefix", &topics.prefix, "--instance", instance].map(String::from).into();
+    arguments.extend(options.iter().map(ToString::to_string));
+    Process::start(Path::new(env!("CARGO_BIN_EXE_weir-test-relay")), &arguments, &[], &log)
+}
+
+fn values(n: usize) -> impl Iterator<Item = String> {
+    (0..n).map(|n| format!("record-{n:06}"))
+}
+
+/// How often each value was written, and whether every lane has its records in order.
+fn counts(topics: &TestTopics) -> (HashMap<Vec<u8>, usize>, bool) {
+    let written = topics.read("relay-out", Isolation::Committed);
+    let in_order = written.windows(2).all(|pair| pair[0].lane != pair[1].lane || pair[0].value < pair[1].value);
+    let mut counts = HashMap::new();
+    for record in written {
+        *counts.entry(record.value).or_insert(0) += 1;
+    }
+    (counts, in_order)
+}
+
+fn assert_each_once(topics: &TestTopics, expected: usize) {
+    let (counts, in_order) = counts(topics);
+    let missing = expected - counts.len();
+    let doubled = counts.values().filter(|count| **count > 1).count();
+    assert_eq!((missing, doubled), (0, 0), "of {expected} records {missing} are missing, {doubled} doubled");
+    assert!(in_order, "a lane is out of order");
+    eventually("no transaction is left open", PATIENCE, || !topics.has_open_transaction("relay-out"));
+}
+
+fn wait_until_done(topics: &TestTopics) {
+    eventually("everything is processed and committed", PATIENCE, || topics.lag("relay", "relay-in") == 0);
+}
+
+/// Kills the relay five times, each time with work left and a transaction open.
+fn kill_again_and_again(topics: &TestTopics, options: &[&str]) {
+    let mut process = relay(topics, "0", options);
+    for _ in 0..5 {
+        let before = topics.lag("relay", "relay-in");
+        eventually("it works", PATIENCE, || {
+            let lag = topics.lag("relay", "relay-in");
+            (lag < before && topics.has_open_transaction("relay-out")) || lag == 0
+        });
+        assert!(topics.lag("relay", "relay-in") > 0, "there is nothing left to be killed for");
+        process.kill();
+        process.restart();
+    }
+    wait_until_done(topics);
+}
+
+#[test]
+fn a_process_killed_again_and_again_repeats_nothing_and_loses_nothing() {
+    let topics = topics(Broker::shared(), "kill");
+    topics.produce("relay-in", LANES, values(20_000));
+    kill_again_and_again(&topics, &["--work-ms", "60", "--commit-interval-ms", "150"]);
+    assert_each_once(&topics, 20_000);
+    let everything = topics.read("relay-out", Isolation::Everything).len();
+    assert!(everything > 20_000, "no kill hit an open transaction: the test proved nothing");
+}
+
+/// The negative control: the check above fails when transactions are switched off.
+#[test]
+fn without_transactions_the_same_kills_repeat_records() {
+    let topics = topics(Broker::shared(), "control");
+    topics.produce("relay-in", LANES, values(20_000));
+    let mut process = relay(&topics, "0", &["--work-ms", "60", "--commit-interval-ms", "150", "--at-least-once"]);
+    for _ in 0..5 {
+        let before = topics.lag("relay", "relay-in");
+        eventually("it works", PATIENCE, || topics.lag("relay", "relay-in") < before);
+        process.kill();
+        process.restart();
+    }
+    wait_until_done(&topics);
+    let (counts, _) = counts(&topics);
+    assert_eq!(counts.len(), 20_000, "at least once loses nothing");
+    assert!(counts.values().any(|count| *count > 1), "nothing was repeated: the check proves nothing");
+}
+
+#[test]
+fn a_zombie_that_wakes_up_after_its_lanes_were_given_away_writes_nothing() {
+    let topics = topics(Broker::shared(), "zombie");
+    topics.produce("relay-in", LANES, values(20_000));
+    let options = ["--work-ms", "10", "--commit-interval-ms", "150"];
+    let mut zombie = relay(&topics, "a", &options);
+    eventually("the first instance works", PATIENCE, || {
+        topics.lag("relay", "relay-in") < 20_000 && topics.has_open_transaction("relay-out")
+    });
+    zombie.freeze();
+    assert!(topics.lag("relay", "relay-in") > 0);
+    let _heir = relay(&topics, "b", &options);
+    wait_until_done(&topics);
+    zombie.thaw();
+    eventually("the zombie has noticed", PATIENCE, || {
+        let log = zombie.output();
+        zombie.ended().is_some() || log.contains("lost") || log.contains("aborted")
+    });
+    topics.produce("relay-in", LANES, (0..400).map(|n| format!("record-{:06}", 20_000 + n)));
+    if zombie.ended().is_some() {
+        zombie.restart();
+    }
+    wait_until_done(&topics);
+    assert_each_once(&topics, 20_400);
+}
+
+#[test]
+fn instances_that_join_and_leave_hand_over_their_lanes_exactly_once() {
+    let topics = topics(Broker::shared(), "scale");
+    topics.produce("relay-in", LANES, values(30_000));
+    let options = ["--work-ms", "10"];
+    let mut first = relay(&topics, "a", &options);
+    for round in 0..3 {
+        let before = topics.lag("relay", "relay-in");
+        let mut second = relay(&topics, &format!("b{round}"), &options);
+        eventually("both work", PATIENCE, || second.output().contains("lanes assigned"));
+        eventually("and get on", PATIENCE, || topics.lag("relay", "relay-in") < before);
+        let status = second.terminate(Duration::from_secs(20)).expect("it ends on SIGTERM");
+        assert!(status.success(), "{status}: {}", second.output());
+    }
+    wait_until_done(&topics);
+    let status = first.terminate(Duration::from_secs(20)).expect("it ends on SIGTERM");
+    assert!(status.success(), "{status}: {}", first.output());
+    assert_each_once(&topics, 30_000);
+}
+
+#[test]
+fn a_restart_of_the_broker_is_survived() {
+    let broker = Broker::start(|config| config);
+    let topics = topics(&broker, "broker");
+    topics.produce("relay-in", LANES, values(10_000));
+    let mut process = relay(&topics, "0", &["--work-ms", "20", "--transaction-timeout-ms", "10000"]);
+    eventually("it works", PATIENCE, || topics.lag("relay", "relay-in") < 10_000);
+    assert!(topics.lag("relay", "relay-in") > 0);
+    broker.stack.kill_broker(0).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    broker.block_on(broker.stack.restart_broker(0)).unwrap();
+    let start = Instant::now();
+    while topics.lag("relay", "relay-in") > 0 {
+        // A supervisor restarts what exits; a fenced producer must.
+        if process.ended().is_some() {
+            process.restart();
+        }
+        assert!(start.elapsed() < PATIENCE, "it does not go on: {}", process.output());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_each_once(&topics, 10_000);
+}
+
+/// A broker whose clients come through the proxy.
+fn behind_proxy(proxy: &TransactionProxy) -> (Broker, TestTopics, TestTopics) {
+    let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+    let base = consecutive_ports();
+    let proxied = ports[0];
+    let broker = Broker::start(|mut config| {
+        config.ports = Ports::Fixed { kafka: base, registry: ports[1], qdrant: ports[2] };
+        let own = format!("CLIENT://127.0.0.1:{base},CONTROLLER://127.0.0.1:{}", base + 1);
+        let properties = [
+            ("listeners", format!("{own},PROXIED://127.0.0.1:{proxied}")),
+            ("advertised.listeners", format!("CLIENT://127.0.0.1:{base},PROXIED://127.0.0.1:{}", proxy.port())),
+            ("listener.security.protocol.map", "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT".to_owned()),
+        ];
+        config.broker_properties.extend(properties.map(|(key, value)| (key.to_owned(), value)));
+        config
+    });
+    proxy.forward_to(&format!("127.0.0.1:{proxied}"));
+    let direct = topics(&broker, "ambiguous");
+    let through = TestTopics { brokers: format!("127.0.0.1:{}", proxy.port()), ..direct.clone() };
+    (broker, direct, through)
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn consecutive_ports() -> u16 {
+    loop {
+        let port = free_port();
+        if port < u16::MAX && std::net::TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Loses the end of a transaction once with the commit done and once not: both times the runner finds out which.
+#[test]
+fn a_commit_in_doubt_is_resolved_by_asking_kafka() {
+    let proxy = TransactionProxy::start();
+    let (_broker, direct, through) = behind_proxy(&proxy);
+    direct.produce("relay-in", LANES, values(6_000));
+    let mut process = relay(&through, "0", &["--work-ms", "20", "--transaction-timeout-ms", "3000"]);
+    for (swallow, resolved) in [(Swallow::Response, "applied=true"), (Swallow::Request, "applied=false")] {
+        let before = direct.lag("relay", "relay-in");
+        eventually("it works", PATIENCE, || direct.lag("relay", "relay-in") < before);
+        assert!(direct.lag("relay", "relay-in") > 0, "there is nothing left to be in doubt about");
+        proxy.swallow(swallow);
+        eventually("a producer starts over", PATIENCE, || {
+            assert!(process.ended().is_none(), "it ended: {}", process.output());
+            proxy.started_over()
+        });
+        assert!(proxy.swallowed() > 0);
+        eventually("the doubt is resolved", PATIENCE, || process.output().contains(resolved));
+    }
+    eventually("everything is done", PATIENCE, || direct.lag("relay", "relay-in") == 0);
+    assert_each_once(&direct, 6_000);
+}
