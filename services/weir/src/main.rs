@@ -9,9 +9,9 @@ mod demo;
 mod dlq;
 mod doctor;
 mod down;
+mod eval;
 mod exit;
 mod fleet;
-mod ground;
 mod ingest;
 mod lag;
 mod ledger;
@@ -66,6 +66,8 @@ enum Command {
     Ask(ask::Args),
     /// What became of a document; without one, how everything is.
     Status(status::Args),
+    /// How good retrieval and answers are on a labelled set.
+    Eval(eval::Args),
     /// How far each stage is behind, in records and seconds.
     Lag(lag::Args),
     /// What was rejected, and why.
@@ -94,6 +96,7 @@ impl Command {
             Self::Ingest(args) => ingest::run(args, context).await,
             Self::Ask(args) => ask::run(args, context).await,
             Self::Status(args) => status::run(args, context).await,
+            Self::Eval(args) => eval::run(args, context).await,
             Self::Lag(args) => lag::run(args, context).await,
             Self::Dlq(args) => dlq::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,

@@ -16,6 +16,7 @@ pub mod bm25;
 mod collection;
 mod config;
 mod error;
+mod export;
 mod filter;
 mod head;
 pub mod metric;
@@ -26,6 +27,7 @@ mod sweep;
 
 pub use config::QdrantConfig;
 pub use error::VectorError;
+pub use export::StoredVector;
 pub use head::{Head, Stale};
 pub use search::{Hit, Mode, Search};
 pub use store::{Placed, VectorStore};
