@@ -39,9 +39,34 @@ impl GroupContext {
         self.statistics.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// From now on rebalances are acknowledged at once: there is no loop any more to do it.
-    pub(crate) fn close(&self) {
+    /// From now on rebalances are acknowledged at once, and so are those that were noted and not yet answered: there
+    /// is no loop any more to do it.
+    pub(crate) fn close(&self, consumer: &BaseConsumer<Self>, topic: &str) {
         self.closing.store(true, Ordering::Release);
+        while let Some(rebalance) = self.next_rebalance() {
+            let mut list = TopicPartitionList::new();
+            let assigned = match rebalance {
+                Rebalance::Assigned(_) => true,
+                Rebalance::Revoked(lanes) => {
+                    for lane in lanes {
+                        list.add_partition(topic, lane.0);
+                    }
+                    false
+                }
+            };
+            acknowledge(consumer, assigned, &list);
+        }
+    }
+}
+
+/// Answers a rebalance without taking any lane.
+fn acknowledge(consumer: &BaseConsumer<GroupContext>, assigned: bool, list: &TopicPartitionList) {
+    let answered = match assigned {
+        true => consumer.incremental_assign(&TopicPartitionList::new()),
+        false => consumer.incremental_unassign(list),
+    };
+    if let Err(error) = answered {
+        tracing::debug!(%error, "acknowledging a rebalance while closing");
     }
 }
 
@@ -64,13 +89,7 @@ impl ConsumerContext for GroupContext {
         let lanes = list.elements().iter().map(|element| Lane(element.partition())).collect();
         let assigned = err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(Ordering::Acquire) {
-            let answered = match assigned {
-                true => consumer.incremental_assign(&TopicPartitionList::new()),
-                false => consumer.incremental_unassign(list),
-            };
-            if let Err(error) = answered {
-                tracing::debug!(%error, "acknowledging a rebalance while closing");
-            }
+            acknowledge(consumer, assigned, list);
             return;
         }
         let rebalance = if assigned { Rebalance::Assigned(lanes) } else { Rebalance::Revoked(lanes) };

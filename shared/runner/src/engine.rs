@@ -54,7 +54,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Runs until shutdown. An error is fatal.
-    pub(crate) fn run(mut self) -> Result<(), String> {
+    pub(crate) fn run(&mut self) -> Result<(), String> {
         while !self.shutdown.is_cancelled() {
             let mut progressed = self.serve_group()?;
             progressed |= self.read_lanes()?;
@@ -551,7 +551,7 @@ impl Engine {
     }
 
     /// On shutdown: what runs may finish within the grace and is committed; then the group is left.
-    fn drain(mut self) -> Result<(), String> {
+    fn drain(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_millis(self.config.grace_ms);
         while self.processing && !self.status.is_unavailable() && Instant::now() < deadline {
             match self.done.recv_timeout(Duration::from_millis(20)) {
@@ -564,12 +564,17 @@ impl Engine {
         }
         let abandoned = if self.processing { "some work was dropped and will be done again" } else { "all work done" };
         self.commit()?;
-        self.status.joined(false);
         tracing::info!(stage = self.stage, abandoned, "leaving the group");
-        self.lanes.clear();
-        self.consumer.context().close();
-        // Dropping the consumer leaves the group; dropping the producer closes its connections.
         Ok(())
+    }
+}
+
+impl Drop for Engine {
+    /// Dropping the consumer leaves the group, which waits until every rebalance is answered.
+    fn drop(&mut self) {
+        self.status.joined(false);
+        self.lanes.clear();
+        self.consumer.context().close(&self.consumer, &self.input);
     }
 }
 

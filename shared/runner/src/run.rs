@@ -98,7 +98,14 @@ impl Runner {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let outcome = self.set_up(input, token, ownership, batches, done).and_then(Engine::run);
+                let (outcome, engine) = match self.set_up(input, token, ownership, batches, done) {
+                    Ok(mut engine) => (engine.run(), Some(engine)),
+                    Err(reason) => (Err(reason), None),
+                };
+                // A failure is reported at once: leaving the group may take long when Kafka is the cause.
+                if outcome.is_ok() {
+                    drop(engine);
+                }
                 // The receiver is gone only when the service is.
                 let _ = result_sender.send(outcome);
             })

@@ -70,6 +70,10 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the broker's logs are kept in {}", self.folder.display());
+            return;
+        }
         // What is left open in it does not matter: the next test program removes stale folders too.
         let _ = std::fs::remove_dir_all(&self.folder);
     }
@@ -112,7 +116,10 @@ fn remove_stale_folders() {
         let name = entry.file_name();
         let pid =
             name.to_str().and_then(|name| name.strip_prefix("weir-test-")?.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists() && cfg!(target_os = "linux")) {
+        let old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
+            modified.elapsed().is_ok_and(|age| age > Duration::from_secs(3_600))
+        });
+        if old && pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists() && cfg!(target_os = "linux")) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
