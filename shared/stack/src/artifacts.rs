@@ -28,6 +28,19 @@ struct Artifact {
     witness: &'static str,
 }
 
+impl Artifact {
+    /// A changed pom means other files, so it gets a folder of its own.
+    fn folder_name(&self) -> String {
+        let pom_hash: String = hex::encode(Sha256::digest(self.pom)).chars().take(8).collect();
+        format!("{}-{pom_hash}", self.folder)
+    }
+}
+
+/// Names of the folders in the cache; they change with versions and poms.
+pub(crate) fn folder_names() -> [String; 2] {
+    [KAFKA.folder_name(), REGISTRY.folder_name()]
+}
+
 const KAFKA: Artifact = Artifact {
     what: "Apache Kafka 4.4.0",
     size: "43 MB",
@@ -66,7 +79,7 @@ pub fn registry() -> Result<PathBuf, StackError> {
 }
 
 /// `$WEIR_CACHE`, or `weir` in the user's cache folder.
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("WEIR_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|base| base.join("weir")))
@@ -75,9 +88,7 @@ fn cache() -> PathBuf {
 }
 
 fn fetch(artifact: &Artifact, cache: &Path) -> Result<PathBuf, StackError> {
-    // A changed pom means other files, so it gets a folder of its own.
-    let pom_hash: String = hex::encode(Sha256::digest(artifact.pom)).chars().take(8).collect();
-    let folder = cache.join(format!("{}-{pom_hash}", artifact.folder));
+    let folder = cache.join(artifact.folder_name());
     if folder.is_dir() {
         return Ok(folder);
     }

@@ -141,3 +141,58 @@ fn new_cluster_id() -> String {
     let pick = |from: &[u8]| char::from(from.get(rand::random_range(0..from.len())).copied().unwrap_or(b'A'));
     (0..21).map(|_| pick(LETTERS)).chain([pick(LAST)]).collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::process::{ProcessId, Supervised};
+    use crate::state::{Endpoints, Phase, ServiceState};
+
+    #[test]
+    fn what_a_killed_supervisor_left_is_ended_and_strangers_are_not() {
+        let data = tempfile::tempdir().unwrap();
+        let root = folder(data.path());
+        fs::create_dir_all(&root).unwrap();
+        let sleep = || {
+            let log = root.join("log");
+            Supervised::start(Path::new("/bin/sleep"), &["600".into()], &[], &log).unwrap()
+        };
+        let (mut orphan, mut stranger) = (sleep(), sleep());
+        // The stranger has the number of a service that ended long ago, but began at another time.
+        let reused = ProcessId { started: stranger.id().started + 1, ..stranger.id() };
+        let service = |process| ServiceState {
+            name: "kafka-1".into(),
+            phase: Phase::Ready,
+            process: Some(process),
+            address: String::new(),
+            log: root.join("log"),
+            restarts: 0,
+        };
+        let state = StackState {
+            supervisor: ProcessId { pid: i32::MAX, started: 1 },
+            ready: true,
+            error: None,
+            endpoints: Endpoints::default(),
+            services: vec![service(orphan.id()), service(reused)],
+        };
+        state.write(data.path()).unwrap();
+        assert_eq!(end_orphans(data.path()), 1);
+        assert!(orphan.ended().is_some());
+        assert!(stranger.ended().is_none());
+    }
+
+    #[test]
+    fn a_cluster_keeps_its_id_and_a_broken_file_is_named() {
+        let data = tempfile::tempdir().unwrap();
+        let config = StackConfig::for_test(data.path());
+        let folder = Folder::open(data.path()).unwrap();
+        let first = folder.cluster(&config).unwrap();
+        assert_eq!(first, folder.cluster(&config).unwrap());
+        assert_eq!(first.id.len(), 22);
+        assert!(matches!(Folder::open(data.path()), Err(StackError::Locked { .. })));
+        fs::write(folder.root().join("cluster.json"), "{").unwrap();
+        let error = folder.cluster(&config).map_err(|error| error.to_string());
+        assert!(matches!(&error, Err(text) if text.contains("cluster.json")), "{error:?}");
+    }
+}

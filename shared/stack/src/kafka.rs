@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::classes::{Classes, RECORD_GRACE};
 use crate::folder::{Cluster, Folder};
 use crate::probe::Probe;
 use crate::tls::{self, Certificate, STORE_PASSWORD};
@@ -35,6 +36,7 @@ pub(crate) struct Kafka {
     certificate: Option<Certificate>,
 }
 
+const BROKER: &str = "kafka.Kafka";
 /// Fewer than Kafka's 50: a stack for one machine starts faster.
 const INTERNAL_PARTITIONS: &str = "8";
 
@@ -43,6 +45,7 @@ impl Kafka {
     pub fn prepare(
         config: &StackConfig,
         java: &Path,
+        classes: &Classes,
         folder: &Folder,
         ports: &[BrokerPorts],
     ) -> Result<Self, StackError> {
@@ -61,7 +64,8 @@ impl Kafka {
             internal_bootstrap: addresses(|broker| broker.internal.unwrap_or(broker.client)),
             certificate,
         };
-        let machine = Java { program: java, jars: &jars, logging: &logging, heap_mib: config.broker_heap_mib };
+        let heap_mib = config.broker_heap_mib;
+        let machine = Java { program: java, classes, jars: &jars, logging: &logging, heap_mib };
         let brokers = ports.iter().zip(1..).map(|(own, id)| {
             let data = folder.root().join(format!("kafka-{id}"));
             let properties = properties(config, id, ports, own, &data, kafka.certificate.as_ref());
@@ -73,14 +77,14 @@ impl Kafka {
             Ok(Unit::new(Plan {
                 name: format!("kafka-{id}"),
                 program: java.to_path_buf(),
-                args: machine.args("kafka.Kafka", &[file.display().to_string()]),
+                args: machine.args(BROKER, &[file.display().to_string()]),
                 environment: Vec::new(),
                 log: folder.log(&format!("kafka-{id}")),
                 address: format!("127.0.0.1:{}", own.client),
                 ports: [Some(own.client), Some(own.controller), own.internal].into_iter().flatten().collect(),
                 probe: Probe::Broker { id, client: kafka.client_of(config, &format!("127.0.0.1:{}", own.client)) },
                 patience: Duration::from_secs(90),
-                grace: Duration::from_secs(10),
+                grace: if classes.recording() { RECORD_GRACE } else { Duration::from_secs(10) },
             }))
         });
         let brokers = brokers.collect::<Result<Vec<_>, StackError>>()?;
@@ -136,6 +140,7 @@ pub(crate) fn explain(error: StackError, root: &Path) -> StackError {
 
 struct Java<'a> {
     program: &'a Path,
+    classes: &'a Classes,
     jars: &'a Path,
     logging: &'a Path,
     heap_mib: u32,
@@ -157,6 +162,10 @@ impl Java<'_> {
             class.into(),
         ];
         args.extend_from_slice(rest);
+        // Only the broker is recorded; whatever else runs on these jars maps what it can.
+        if class == BROKER || !self.classes.recording() {
+            args.splice(0..0, self.classes.argument("kafka"));
+        }
         args
     }
 }

@@ -5,6 +5,7 @@
 //! - [`topics`] and [`schemas`]: makes a cluster and a registry, these or others, match what the repository declares.
 
 mod artifacts;
+mod classes;
 mod cluster;
 mod config;
 mod error;

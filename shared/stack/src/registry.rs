@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::classes::{Classes, RECORD_GRACE};
 use crate::folder::Folder;
 use crate::kafka::Kafka;
 use crate::probe::Probe;
@@ -15,12 +16,20 @@ pub(crate) fn url(port: u16) -> String {
 }
 
 /// Plans the process. With no Kafka of the stack's own the data lies in the data folder instead.
-pub(crate) fn prepare(java: &Path, folder: &Folder, kafka: Option<&Kafka>, port: u16) -> Result<Unit, StackError> {
+pub(crate) fn prepare(
+    java: &Path,
+    classes: &Classes,
+    folder: &Folder,
+    kafka: Option<&Kafka>,
+    port: u16,
+) -> Result<Unit, StackError> {
     let home = artifacts::registry()?;
     let storage = match kafka {
         Some(kafka) => vec![
             ("APICURIO_STORAGE_KIND", "kafkasql".to_owned()),
             ("APICURIO_KAFKASQL_BOOTSTRAP_SERVERS", kafka.internal_bootstrap.clone()),
+            // At its start it waits so long for a snapshot that is not there; 5 s by default.
+            ("APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT", "1000".to_owned()),
         ],
         None => vec![
             ("APICURIO_STORAGE_KIND", "sql".to_owned()),
@@ -38,6 +47,7 @@ pub(crate) fn prepare(java: &Path, folder: &Folder, kafka: Option<&Kafka>, port:
     ];
     let mut args: Vec<String> =
         ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"].map(String::from).into();
+    args.extend(classes.argument("registry"));
     args.extend(["-jar".to_owned(), home.join(artifacts::REGISTRY_JAR).display().to_string()]);
     Ok(Unit::new(Plan {
         name: "registry".into(),
@@ -49,6 +59,6 @@ pub(crate) fn prepare(java: &Path, folder: &Folder, kafka: Option<&Kafka>, port:
         ports: vec![port],
         probe: Probe::Registry { url: url(port) },
         patience: Duration::from_secs(120),
-        grace: Duration::from_secs(5),
+        grace: if classes.recording() { RECORD_GRACE } else { Duration::from_secs(5) },
     }))
 }

@@ -1,7 +1,9 @@
 //! A stack in this process's hands.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use crate::classes::{self, Classes};
 use crate::config::Ports;
 use crate::folder::Folder;
 use crate::kafka::{BrokerPorts, Kafka};
@@ -48,14 +50,28 @@ impl Stack {
             )));
         }
         let folder = Folder::open(&config.data)?;
+        let java = if config.kafka || config.registry { machine::java()? } else { "java".into() };
         machine::check_memory(&config)?;
         machine::check_disk(folder.root())?;
-        let chosen = choose_ports(&config)?;
-        let java = if config.kafka || config.registry { machine::java()? } else { "java".into() };
-        let kafka = config.kafka.then(|| Kafka::prepare(&config, &java, &folder, &chosen.brokers)).transpose()?;
+        let ports = ChosenPorts::choose(&config)?;
+        let classes = classes::prepared(&config, &java);
+        Self::assemble(config, folder, &ports, &java, &classes)
+    }
+
+    /// The last step of [`Stack::prepare`].
+    pub(crate) fn assemble(
+        config: StackConfig,
+        folder: Folder,
+        ports: &ChosenPorts,
+        java: &Path,
+        classes: &Classes,
+    ) -> Result<Self, StackError> {
+        let kafka = config.kafka.then(|| Kafka::prepare(&config, java, classes, &folder, &ports.brokers));
+        let kafka = kafka.transpose()?;
         let registry =
-            config.registry.then(|| registry::prepare(&java, &folder, kafka.as_ref(), chosen.registry)).transpose()?;
-        let qdrant = config.qdrant.then(|| qdrant::prepare(&config, &folder, chosen.qdrant)).transpose()?;
+            config.registry.then(|| registry::prepare(java, classes, &folder, kafka.as_ref(), ports.registry));
+        let registry = registry.transpose()?;
+        let qdrant = config.qdrant.then(|| qdrant::prepare(&config, &folder, ports.qdrant)).transpose()?;
         Ok(Self { config, folder, kafka, registry, qdrant })
     }
 
@@ -253,42 +269,45 @@ impl Stack {
     }
 }
 
-struct ChosenPorts {
+/// Where the services will listen.
+#[derive(Debug)]
+pub(crate) struct ChosenPorts {
     brokers: Vec<BrokerPorts>,
     registry: u16,
     qdrant: u16,
 }
 
-fn choose_ports(config: &StackConfig) -> Result<ChosenPorts, StackError> {
-    let brokers = usize::from(config.brokers);
-    let mut free = ports::free(3 * brokers + 2)?.into_iter();
-    let mut any = || free.next().unwrap_or_default();
-    let internal = config.security.is_some();
-    match config.ports {
-        Ports::Free => {
-            let pair = |_| BrokerPorts { client: any(), controller: any(), internal: internal.then(&mut any) };
-            let brokers = (0..brokers).map(pair).collect();
-            Ok(ChosenPorts { brokers, registry: any(), qdrant: any() })
+impl ChosenPorts {
+    /// Those that are asked for, or free ones. Refuses those that are taken, all before anything is started.
+    pub fn choose(config: &StackConfig) -> Result<Self, StackError> {
+        let mut free = ports::free(3 * usize::from(config.brokers) + 2)?.into_iter();
+        let mut any = || free.next().unwrap_or_default();
+        let secured = config.security.is_some();
+        let chosen = match config.ports {
+            Ports::Free => {
+                let broker = |_| BrokerPorts { client: any(), controller: any(), internal: secured.then(&mut any) };
+                let brokers = (0..config.brokers).map(broker).collect();
+                Self { brokers, registry: any(), qdrant: any() }
+            }
+            Ports::Fixed { kafka, registry, qdrant } => {
+                let broker = |n: u16| BrokerPorts {
+                    client: kafka.saturating_add(2 * n),
+                    controller: kafka.saturating_add(2 * n + 1),
+                    internal: secured.then(&mut any),
+                };
+                Self { brokers: (0..config.brokers).map(broker).collect(), registry, qdrant }
+            }
+        };
+        for broker in chosen.brokers.iter().filter(|_| config.kafka) {
+            ports::check_free("Kafka", broker.client)?;
+            ports::check_free("Kafka's controller", broker.controller)?;
         }
-        Ports::Fixed { kafka, registry, qdrant } => {
-            let broker = |n: u16| BrokerPorts {
-                client: kafka.saturating_add(2 * n),
-                controller: kafka.saturating_add(2 * n + 1),
-                internal: internal.then(&mut any),
-            };
-            let chosen = ChosenPorts { brokers: (0..config.brokers).map(broker).collect(), registry, qdrant };
-            // All at once, before anything is started: the first complaint should come at once.
-            for ports in chosen.brokers.iter().filter(|_| config.kafka) {
-                ports::check_free("Kafka", ports.client)?;
-                ports::check_free("Kafka's controller", ports.controller)?;
-            }
-            if config.registry {
-                ports::check_free("the schema registry", registry)?;
-            }
-            if config.qdrant {
-                ports::check_free("Qdrant", qdrant)?;
-            }
-            Ok(chosen)
+        if config.registry {
+            ports::check_free("the schema registry", chosen.registry)?;
         }
+        if config.qdrant {
+            ports::check_free("Qdrant", chosen.qdrant)?;
+        }
+        Ok(chosen)
     }
 }

@@ -14,7 +14,7 @@ use crate::folder::{end_orphans, log_file};
 use crate::process::{ProcessId, wait_until};
 use crate::state::{Endpoints, Phase, StackState, folder};
 use crate::unit::Unit;
-use crate::{Stack, StackConfig, StackError, artifacts, machine};
+use crate::{Stack, StackConfig, StackError, artifacts, classes, machine};
 
 const TICK: Duration = Duration::from_millis(200);
 /// A service that ended so often within [`RESTART_WINDOW`] stays down.
@@ -154,15 +154,17 @@ fn check_same(config: &StackConfig, state: &StackState) -> Result<(), StackError
 }
 
 fn fetch(config: &StackConfig) -> Result<(), StackError> {
-    if config.kafka || config.registry {
-        machine::java()?;
+    if !(config.kafka || config.registry) {
+        return Ok(());
     }
+    let java = machine::java()?;
     if config.kafka {
         artifacts::kafka()?;
     }
     if config.registry {
         artifacts::registry()?;
     }
+    classes::prepared(config, &java);
     Ok(())
 }
 
