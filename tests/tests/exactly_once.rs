@@ -141,27 +141,38 @@ fn instances_that_join_and_leave_hand_over_their_lanes_exactly_once() {
     assert_each_once(&topics, 30_000);
 }
 
+/// Three brokers, since one alone can't keep the promise: Kafka 4.4 as a single node, killed between the decision to commit
+/// and its markers, comes back without writing those of topics it does not know yet (seen in the log segments).
 #[test]
-fn a_restart_of_the_broker_is_survived() {
-    let broker = Broker::start(|config| config);
+fn the_loss_of_a_broker_is_survived() {
+    let broker = Broker::start(|mut config| {
+        config.brokers = 3;
+        config.broker_heap_mib = 320;
+        config
+    });
     let topics = topics(&broker, "broker");
-    topics.produce("relay-in", LANES, values(10_000));
-    let mut process = relay(&topics, "0", &["--work-ms", "20", "--transaction-timeout-ms", "10000"]);
-    eventually("it works", PATIENCE, || topics.lag("relay", "relay-in") < 10_000);
-    assert!(topics.lag("relay", "relay-in") > 0);
-    broker.stack.kill_broker(0).unwrap();
-    std::thread::sleep(Duration::from_secs(1));
-    broker.block_on(broker.stack.restart_broker(0)).unwrap();
+    topics.produce("relay-in", LANES, values(20_000));
+    let mut process = relay(&topics, "0", &["--work-ms", "30"]);
+    for victim in 0..3 {
+        let before = topics.lag("relay", "relay-in");
+        eventually("it works", PATIENCE, || topics.lag("relay", "relay-in") < before);
+        broker.stack.kill_broker(victim).unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        broker.block_on(broker.stack.restart_broker(victim)).unwrap();
+        // A supervisor restarts what exits; a fenced producer must.
+        if process.ended().is_some() {
+            process.restart();
+        }
+    }
     let start = Instant::now();
     while topics.lag("relay", "relay-in") > 0 {
-        // A supervisor restarts what exits; a fenced producer must.
         if process.ended().is_some() {
             process.restart();
         }
         assert!(start.elapsed() < PATIENCE, "it does not go on: {}", process.output());
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_each_once(&topics, 10_000);
+    assert_each_once(&topics, 20_000);
 }
 
 /// A broker whose clients come through the proxy.

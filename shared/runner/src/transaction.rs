@@ -9,7 +9,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 
-use crate::client::{client_config, log_line};
+use crate::client::{CALL_TIMEOUT, client_config, log_line};
 use crate::process::EncodedRecord;
 use crate::{KafkaConfig, RunnerConfig};
 
@@ -72,7 +72,7 @@ impl TransactionalProducer {
             config: config.clone(),
             transactional_id,
             producer,
-            timeout: Duration::from_millis(config.transaction_timeout_ms),
+            timeout: Duration::from_millis(config.transaction_timeout_ms).min(CALL_TIMEOUT),
         })
     }
 

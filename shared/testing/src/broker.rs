@@ -58,8 +58,9 @@ impl Broker {
             topics.iter().map(|(name, partitions)| (created.full(name), *partitions)).collect();
         let admin: AdminClient<DefaultClientContext> =
             ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("an admin client");
+        let replicas = i32::from(self.stack.config().replication());
         let new: Vec<NewTopic<'_>> =
-            names.iter().map(|(name, n)| NewTopic::new(name, *n, TopicReplication::Fixed(1))).collect();
+            names.iter().map(|(name, n)| NewTopic::new(name, *n, TopicReplication::Fixed(replicas))).collect();
         let results = self.block_on(async { admin.create_topics(&new, &AdminOptions::new()).await });
         for result in results.expect("topics are created") {
             result.unwrap_or_else(|(topic, code)| panic!("creating {topic}: {code}"));
