@@ -37,11 +37,7 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/weir --create-home weir \
     && mkdir -p /var/lib/weir/models /var/lib/weir/documents \
     && chown -R weir /var/lib/weir
 COPY --from=build /programs/ /usr/local/bin/
-# `weir topics` and `weir schemas` read these; templates of prompts are compiled in and here to be looked at.
-COPY topics /usr/share/weir/topics
-COPY schemas /usr/share/weir/schemas
-COPY prompts /usr/share/weir/prompts
-WORKDIR /usr/share/weir
+WORKDIR /var/lib/weir
 USER weir
 ENV WEIR_TELEMETRY__LOG_FORMAT=json \
     WEIR_MODEL__CACHE=/var/lib/weir/models \

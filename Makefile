@@ -55,12 +55,12 @@ fmt: prerequisites ## Format the code
 bench: prerequisites ## Measure; prints tables and writes bench-results/
 	@scripts/bench.sh "$(BENCH_PROFILE)" $(BENCH)
 
-docs: build ## Write docs/metrics.md anew from the code
-	@UPDATE=1 cargo test --workspace --test metrics_doc
+docs: build ## Bring docs/metrics.md and docs/configuration.md up to date with the code
+	@UPDATE=1 cargo test --workspace --test metrics_doc --test configuration_doc
 
 deny: ## Licences, advisories and bans of dependencies (needs cargo-deny)
 	@cargo deny check
 
 clean-data: build ## Stop the local stack and delete its data; downloads and build outputs stay
 	@"$(WEIR)" down
-	@"$(WEIR)" stack clean --yes
+	@rm -rf "$${WEIR_DATA:-.weir}"
