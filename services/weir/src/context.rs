@@ -172,6 +172,15 @@ fn read_file(path: &Path) -> color_eyre::Result<Table> {
 fn overlay_environment(sections: &mut Table, variables: impl Iterator<Item = (String, String)>) {
     for (name, text) in variables {
         let Some((section, key)) = name.strip_prefix("WEIR_").and_then(|rest| rest.split_once("__")) else { continue };
+        // Kafka's properties have dots and no underscores; variables can't have dots.
+        if let ("KAFKA", Some(property)) = (section, key.strip_prefix("PROPERTIES__")) {
+            let property = property.to_lowercase().replace('_', ".");
+            let configured = sections.get("kafka").and_then(|kafka| kafka.get("properties")).and_then(Value::as_table);
+            let mut properties = configured.cloned().unwrap_or_default();
+            properties.insert(property, Value::String(text));
+            set(sections, "kafka", "properties", Value::Table(properties));
+            continue;
+        }
         let value = match (text.parse::<i64>(), text.parse::<f64>(), text.parse::<bool>()) {
             (Ok(number), ..) => Value::Integer(number),
             (_, Ok(number), _) => Value::Float(number),
@@ -234,5 +243,57 @@ fn set(parent: &mut Table, section: &str, key: &str, value: Value) {
             table.insert(key.to_owned(), value);
         }
         other => *other = Value::Table(Table::from_iter([(key.to_owned(), value)])),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        global: GlobalArgs,
+    }
+
+    fn flags(args: &[&str]) -> GlobalArgs {
+        Program::parse_from([&["weir"], args].concat()).global
+    }
+
+    fn merged(file: &str, environment: &[(&str, &str)], args: &[&str]) -> color_eyre::Result<KafkaConfig> {
+        let mut sections: Table = file.parse()?;
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        overlay_environment(&mut sections, environment);
+        overlay_flags(&mut sections, &flags(args))?;
+        section(&sections, "kafka")
+    }
+
+    const FILE: &str = "[kafka]\nbrokers = \"file:1\"\nlanes = 4\nproperties = { \"client.rack\" = \"a\" }\n";
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file() {
+        assert_eq!(merged(FILE, &[], &[]).unwrap().brokers, "file:1");
+        let environment = [("WEIR_KAFKA__BROKERS", "environment:1"), ("WEIR_KAFKA__LANES", "6")];
+        let kafka = merged(FILE, &environment, &[]).unwrap();
+        assert_eq!((kafka.brokers.as_str(), kafka.lanes), ("environment:1", 6));
+        assert_eq!(merged(FILE, &environment, &["--kafka", "flag:1"]).unwrap().brokers, "flag:1");
+    }
+
+    #[test]
+    fn properties_of_all_sources_are_merged() {
+        let environment = [("WEIR_KAFKA__PROPERTIES__SECURITY_PROTOCOL", "SSL")];
+        let kafka = merged(FILE, &environment, &["-X", "sasl.username=me", "-X", "client.rack=b"]).unwrap();
+        let expected = [("client.rack", "b"), ("sasl.username", "me"), ("security.protocol", "SSL")];
+        assert!(kafka.properties.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected));
+        assert!(merged(FILE, &[], &["-X", "nonsense"]).unwrap_err().to_string().contains("KEY=VALUE"));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let error = merged("[kafka]\nbroker = \"a\"\n", &[], &[]).unwrap_err();
+        assert!(format!("{error:?}").contains("broker"), "{error:?}");
     }
 }

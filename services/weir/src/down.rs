@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use color_eyre::eyre::eyre;
 use serde_json::json;
-use weir_stack::ProcessId;
+use weir_stack::{Down, ProcessId};
 
 use crate::context::Context;
 use crate::fleet::FleetState;
-use crate::ground;
 use crate::progress::Activity;
+use crate::stack;
 
 /// The supervisor gives the services 20 s; then they are killed.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,18 +30,19 @@ pub struct Args {
 /// When a process does not end.
 pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> {
     let activity = Activity::start("ending the services", context.json);
-    let ended = end_services(&context.data).await?;
-    if !args.keep_stack {
-        activity.say("ending Kafka, registry and Qdrant");
-        ground::end_stack(context).await?;
-    }
+    let services = end_services(&context.data).await?;
     drop(activity);
+    let stack = if args.keep_stack { Down::NothingRan } else { stack::end(context).await? };
+    let ended_stack = stack != Down::NothingRan;
     if context.json {
-        println!("{}", json!({ "services_ended": ended, "stack_ended": !args.keep_stack }));
-    } else if ended {
-        println!("Everything is down; the data stays in {}.", context.data.display());
+        println!("{}", json!({ "services_ended": services, "stack_ended": ended_stack }));
     } else {
-        println!("No services ran.");
+        let data = context.data.display();
+        match (services, ended_stack) {
+            (false, false) => println!("Nothing ran in {data}."),
+            (true, false) if args.keep_stack => println!("The services are down; the stack goes on."),
+            _ => println!("Everything is down; the data stays in {data}."),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

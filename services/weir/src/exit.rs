@@ -11,6 +11,13 @@ use tracing_subscriber::EnvFilter;
 /// A check ran and found something (`topics diff`, `schemas check`, `doctor`).
 pub const FOUND: u8 = 1;
 
+/// What is logged unless `RUST_LOG` says otherwise. Kafka's client says of each failed call why; what it says beside
+/// that (the end of a partition, a connection that is tried again) is for developers.
+const LOGS: &str = "warn,rdkafka=off";
+
+/// As a shell reports a program that SIGPIPE ended.
+const BROKEN_PIPE: i32 = 141;
+
 /// Sets up how errors look and where logs go: errors for a person, without backtraces; logs to stderr, from
 /// warnings up, unless `RUST_LOG` says otherwise.
 ///
@@ -18,13 +25,25 @@ pub const FOUND: u8 = 1;
 /// When called twice.
 pub fn install() -> color_eyre::Result<()> {
     HookBuilder::default().display_env_section(false).install()?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    end_quietly_when_nobody_reads();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGS));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     Ok(())
+}
+
+/// `weir lag | head`: whoever read has seen enough. For `println!` that is a panic.
+fn end_quietly_when_nobody_reads() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str().is_some_and(|text| text.starts_with("failed printing to stdout")) {
+            std::process::exit(BROKEN_PIPE);
+        }
+        report(panic);
+    }));
 }
 
 /// Prints the error, if there is one, and picks the exit code. With `--json` an error is an object on stderr.

@@ -11,6 +11,7 @@ use weir_runner::{KafkaConfig, LaneLag, group_lag};
 use crate::context::Context;
 use crate::pipeline;
 use crate::progress::{Ink, human, table};
+use crate::tail::settled;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -88,10 +89,12 @@ pub async fn measure(kafka: &KafkaConfig) -> color_eyre::Result<Vec<StageLag>> {
     let stages = pipeline::stages().map(|stage| async move {
         let (kafka, group) = (kafka.clone(), kafka.topics().full_name(stage.name));
         let topic = kafka.topics().full(stage.input);
-        let asked = group.clone();
-        let lanes = tokio::task::spawn_blocking(move || group_lag(&kafka, &asked, stage.input, TIMEOUT))
-            .await
-            .wrap_err("the measurement was interrupted")??;
+        let lanes = settled(|| {
+            let (kafka, group) = (kafka.clone(), group.clone());
+            let measured = tokio::task::spawn_blocking(move || group_lag(&kafka, &group, stage.input, TIMEOUT));
+            async { color_eyre::Result::<_>::Ok(measured.await.wrap_err("the measurement was interrupted")??) }
+        })
+        .await?;
         color_eyre::Result::<_>::Ok(StageLag {
             stage: stage.name,
             group,

@@ -294,7 +294,7 @@ async fn content_of(
         LargeFiles::AsLinks => Ok((None, Some(file_url(path)?))),
         LargeFiles::Refuse => Err(format!(
             "has {size} bytes, but a record holds {room}; with --claim-check a link is sent instead, which the ingest \
-             service must be able and allowed to read"
+             service must be able and allowed to read (ingest.allow_urls)"
         )),
     }
 }

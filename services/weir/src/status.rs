@@ -180,7 +180,7 @@ async fn print_processes(stack: Option<&StackState>, fleet: Option<&FleetState>)
     for instance in fleet.iter().flat_map(|fleet| &fleet.instances) {
         let row = [
             instance.name.clone(),
-            phase(instance.phase),
+            instance_phase(instance.phase),
             instance.url.clone(),
             instance.restarts.to_string(),
             shorten(&note(instance).await, 100),
@@ -224,6 +224,14 @@ fn print_counts(documents: &BTreeMap<String, Counts>) {
         ]);
     }
     println!("\n{rows}");
+}
+
+/// Also a service that was ready and lost what it needs is only "starting" to its supervisor.
+fn instance_phase(of: Phase) -> String {
+    match of {
+        Phase::Starting => Ink::for_stdout().yellow("not ready"),
+        other => phase(other),
+    }
 }
 
 fn phase(phase: Phase) -> String {

@@ -253,3 +253,80 @@ fn put_aside(log: &Path) {
         let _ = std::fs::rename(log, log.with_extension("log.1"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+    use std::os::unix::fs::PermissionsExt;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// A plan of one instance that is this shell script.
+    fn plan(data: &Path, name: &str, script: &str) -> Instance {
+        let program = data.join(format!("{name}.sh"));
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let log = fleet::logs(data).join(format!("{name}.log"));
+        Instance { name: name.into(), service: name.into(), program, port: 1, log }
+    }
+
+    fn write(data: &Path, instances: Vec<Instance>) {
+        std::fs::create_dir_all(fleet::folder(data)).unwrap();
+        std::fs::create_dir_all(fleet::logs(data)).unwrap();
+        Plan { config: data.join("config.toml"), instances }.write(data).unwrap();
+    }
+
+    async fn until(data: &Path, what: &str, condition: impl Fn(&[InstanceState]) -> bool) -> Vec<InstanceState> {
+        let started = Instant::now();
+        loop {
+            let instances = FleetState::read(data).map(|state| state.instances).unwrap_or_default();
+            if condition(&instances) {
+                return instances;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "not in time: {what}: {instances:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_fails_is_started_again_and_who_ends_well_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().to_owned();
+        write(&data, vec![plan(&data, "fails", "exit 3"), plan(&data, "ends", "exit 0")]);
+        let stop = CancellationToken::new();
+        let (folder, stopped) = (data.clone(), stop.clone());
+        let task = tokio::spawn(async move { supervise(&folder, stopped.cancelled_owned()).await });
+        let instances = until(&data, "two restarts", |all| all.iter().any(|one| one.restarts >= 2)).await;
+        let ended = instances.iter().find(|one| one.name == "ends").unwrap();
+        assert_eq!((ended.phase, ended.restarts), (Phase::Stopped, 0));
+        let failed = instances.iter().find(|one| one.name == "fails").unwrap();
+        assert!(failed.last_exit.as_ref().unwrap().contains('3'), "{failed:?}");
+        stop.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_changed_plan_is_followed_and_at_the_end_nothing_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().to_owned();
+        let (first, second) = (plan(&data, "first", "exec sleep 600"), plan(&data, "second", "exec sleep 600"));
+        write(&data, vec![first.clone()]);
+        let stop = CancellationToken::new();
+        let (folder, stopped) = (data.clone(), stop.clone());
+        let task = tokio::spawn(async move { supervise(&folder, stopped.cancelled_owned()).await });
+        let running = |all: &[InstanceState], name: &str| {
+            all.iter().find(|one| one.name == name).and_then(|one| one.process).filter(|process| process.alive())
+        };
+        let before = until(&data, "the first runs", |all| running(all, "first").is_some()).await;
+        write(&data, vec![second]);
+        let after = until(&data, "the second runs", |all| running(all, "second").is_some()).await;
+        assert!(running(&before, "first").is_none(), "what is not planned any more has ended");
+        let second = running(&after, "second").unwrap();
+        assert!(supervise(&data, std::future::pending()).await.is_err(), "one supervisor a folder");
+        stop.cancel();
+        task.await.unwrap().unwrap();
+        assert!(!second.alive());
+    }
+}

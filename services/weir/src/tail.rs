@@ -1,6 +1,6 @@
 //! Follows a topic in the background, so that several topics can be waited for at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use color_eyre::eyre::{WrapErr, eyre};
 use tokio::sync::mpsc;
@@ -13,6 +13,8 @@ use crate::context::Context;
 
 const WAIT: Duration = Duration::from_millis(250);
 const AHEAD: usize = 1_024;
+/// Topics that were just created get their leaders within this time.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// The records of a topic from now on.
 pub struct Tail<R> {
@@ -26,7 +28,7 @@ impl<R: Record> Tail<R> {
     /// # Errors
     /// When the topic does not exist or Kafka does not answer.
     pub async fn from_now(context: &Context, registry: &Registry, topic: Topic) -> color_eyre::Result<Self> {
-        let mut reader = TopicReader::<R>::open(&context.kafka, registry.clone(), topic, Start::End).await?;
+        let mut reader = open::<R>(context, registry, topic, Start::End).await?;
         let (sender, records) = mpsc::channel(AHEAD);
         let task = tokio::spawn(async move {
             while !sender.is_closed() {
@@ -75,8 +77,34 @@ pub async fn read_all<R: Record>(
     registry: &Registry,
     topic: Topic,
 ) -> color_eyre::Result<Vec<Delivery<R>>> {
-    let mut reader = TopicReader::<R>::open(&context.kafka, registry.clone(), topic, Start::Beginning).await?;
+    let mut reader = open::<R>(context, registry, topic, Start::Beginning).await?;
     Ok(reader.read_to_end().await?)
+}
+
+async fn open<R: Record>(
+    context: &Context,
+    registry: &Registry,
+    topic: Topic,
+    start: Start,
+) -> Result<TopicReader<R>, ReadError> {
+    settled(|| TopicReader::open(&context.kafka, registry.clone(), topic, start)).await
+}
+
+/// Asks again, for a short while, what failed at once: topics that were created or moved a moment ago have no leader
+/// yet. What took long to fail, such as a broker that does not answer, is not asked again.
+///
+/// # Errors
+/// The last one.
+pub async fn settled<T, E, F: Future<Output = Result<T, E>>>(mut ask: impl FnMut() -> F) -> Result<T, E> {
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(50);
+    loop {
+        match ask().await {
+            Err(_) if started.elapsed() < SETTLING => tokio::time::sleep(pause).await,
+            other => return other,
+        }
+        pause *= 2;
+    }
 }
 
 /// A client of the schema registry the context names.

@@ -17,7 +17,7 @@ use weir_stack::{Endpoints, Phase, ProcessId};
 use crate::context::Context;
 use crate::fleet::{self, FleetState, Plan, Ports};
 use crate::progress::{Activity, Ink};
-use crate::{down, ground, supervise};
+use crate::{down, schemas, stack, supervise, topics};
 
 /// For all services to say that they are ready.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -56,7 +56,7 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
     let data = std::path::absolute(&context.data)?;
     std::fs::create_dir_all(fleet::folder(&data)).wrap_err_with(|| format!("can't write to {}", data.display()))?;
 
-    let endpoints = ground::ensure_stack(context, args.free_ports).await?;
+    let endpoints = stack::ensure(context, args.free_ports).await?;
     let context = context.on_stack(&data, &endpoints)?;
     prepare(&context).await?;
     let plan = plan(&context, &counts, ports)?;
@@ -82,7 +82,7 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
 /// # Errors
 /// When one of them can't be had.
 pub async fn prepare(context: &Context) -> color_eyre::Result<()> {
-    let cluster = ground::ensure_topics_and_schemas(context);
+    let cluster = async { tokio::try_join!(topics::ensure(context), schemas::ensure(context)).map(drop) };
     let model: ModelConfig = context.section("model")?;
     let model = async { Ok(weir_models::prepare(&model).await.map(drop)?) };
     tokio::try_join!(cluster, model).map(drop)
@@ -204,7 +204,7 @@ async fn foreground(context: &Context, plan: Plan, endpoints: &Endpoints) -> col
         failed = watch => failed,
     };
     // When the watch failed, the supervisor was dropped and its children with it.
-    ground::end_stack(context).await?;
+    stack::end(context).await?;
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
