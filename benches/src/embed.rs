@@ -19,7 +19,7 @@ use crate::median;
 /// Lengths measured one by one, in tokens, special tokens included.
 const LENGTHS: [usize; 4] = [16, 64, 128, 256];
 /// Tokens of a measurement at one length.
-const TOKENS: usize = 16_384;
+const TOKENS: usize = 8_192;
 /// Tokens of a measurement on mixed lengths.
 const MIXED_TOKENS: usize = 40_000;
 /// Texts the stock model is given at once: what sentence-transformers takes unless told otherwise.

@@ -95,6 +95,8 @@ impl<B: Backend> Batcher<B> {
 mod tests {
     use std::sync::Mutex;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A device with room for so many tokens; it remembers the sizes of the batches it was asked for.
@@ -160,5 +162,17 @@ mod tests {
         let batcher = Batcher::new(Small::with_room(5), 1000);
         let error = batcher.run(&sequences(&[8, 1])).unwrap_err();
         assert!(matches!(error, ModelError::OutOfMemory { tokens: 8 }), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_text_gets_its_vector_whatever_the_lengths_and_the_room(
+            lengths in prop::collection::vec(1usize..60, 0..80),
+            budget in 1usize..400,
+            room in 60usize..400,
+        ) {
+            let batcher = Batcher::new(Small::with_room(room), budget);
+            prop_assert_eq!(batcher.run(&sequences(&lengths)).unwrap(), expected(&lengths));
+        }
     }
 }

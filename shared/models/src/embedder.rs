@@ -9,7 +9,7 @@ use tracing::info;
 
 use crate::batching::Batcher;
 use crate::bert::Bert;
-use crate::{ModelConfig, ModelError, ModelFiles, Tokenizer, hashing, metric};
+use crate::{ModelConfig, ModelError, ModelFiles, Tokenizer, gpu, hashing, metric};
 
 /// An embedding model, loaded. Calls block and may come from several threads; they share its threads.
 pub struct Embedder {
@@ -49,6 +49,9 @@ impl Embedder {
                     .build()
                     .map_err(|error| ModelError::Compute(error.to_string()))?;
                 let bert = Bert::load(dir, config.device, files.max_tokens())?;
+                if bert.on_gpu() {
+                    gpu::watch();
+                }
                 let dimension = bert.dimension();
                 (Model::Bert { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension)
             }

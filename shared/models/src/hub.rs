@@ -143,20 +143,23 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// A hub for tests.
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
-mod tests {
-    use super::*;
-    use crate::manifest::Wheel;
+pub(crate) mod testing {
     use sha2::{Digest, Sha256};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::sync::mpsc::UnboundedSender;
 
-    const BYTES: &[u8] = b"0123456789abcdefghij";
+    use crate::manifest::{File, Manifest, Wheel};
+
+    /// What the only file of the only model contains.
+    pub const BYTES: &[u8] = b"0123456789abcdefghij";
 
     /// A hub whose first answer breaks off after 8 bytes; later ones continue where they are asked to. Returns its
     /// address; what was asked of it goes to `asked`.
-    async fn hub_that_breaks_off(asked: tokio::sync::mpsc::UnboundedSender<String>) -> String {
+    pub async fn hub_that_breaks_off(asked: UnboundedSender<String>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -169,43 +172,54 @@ mod tests {
                 let head = String::from_utf8(head).unwrap().to_lowercase();
                 let from: Option<usize> =
                     head.split("bytes=").nth(1).map(|rest| rest.split('-').next().unwrap().parse().unwrap());
+                asked.send(head).unwrap();
                 let rest = &BYTES[from.unwrap_or(0)..];
                 let status = if from.is_some() { "206 Partial Content" } else { "200 OK" };
                 let reply = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", rest.len());
                 stream.write_all(reply.as_bytes()).await.unwrap();
                 stream.write_all(if answer == 0 { &rest[..8] } else { rest }).await.unwrap();
-                asked.send(head).unwrap();
             }
         });
         format!("http://{address}")
     }
 
-    fn manifest(sha256: String) -> Manifest {
-        let file = File { name: "weights", bytes: BYTES.len() as u64, sha256: sha256.leak() };
-        Manifest {
+    /// A model with one file; its right checksum unless another is given.
+    pub fn manifest(sha256: Option<&'static str>) -> &'static Manifest {
+        let sha256 = sha256.unwrap_or_else(|| hex::encode(Sha256::digest(BYTES)).leak());
+        let file = File { name: "weights", bytes: BYTES.len() as u64, sha256 };
+        Box::leak(Box::new(Manifest {
             name: "m",
             repository: "someone/m",
             revision: "0123456789",
             max_tokens: 8,
             files: vec![file].leak(),
-            wheel: Wheel { requirement: "", folder: "", bytes: 0 },
-        }
+            wheel: Wheel { requirement: "m==1", folder: "m/model", bytes: 0 },
+        }))
     }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::testing::{BYTES, hub_that_breaks_off, manifest};
+    use super::*;
 
     #[tokio::test]
     async fn a_download_that_breaks_off_is_continued_where_it_was() {
         let (asked, mut requests) = tokio::sync::mpsc::unbounded_channel();
         let hub = hub_that_breaks_off(asked).await;
         let dir = tempfile::tempdir().unwrap();
-        let manifest = manifest(hex::encode(Sha256::digest(BYTES)));
+        let manifest = manifest(None);
         let bar = ProgressBar::hidden();
-        download(&manifest, &hub, dir.path(), &bar).await.unwrap();
+        download(manifest, &hub, dir.path(), &bar).await.unwrap();
         assert_eq!(fs::read(dir.path().join("weights")).unwrap(), BYTES);
         assert_eq!(bar.position(), BYTES.len() as u64);
         let first = requests.recv().await.unwrap();
         assert!(first.starts_with("get /someone/m/resolve/0123456789/weights "), "{first}");
         assert!(requests.recv().await.unwrap().contains("bytes=8-"));
-        download(&manifest, &hub, dir.path(), &bar).await.unwrap();
+        download(manifest, &hub, dir.path(), &bar).await.unwrap();
         assert!(requests.try_recv().is_err(), "what is there was asked for again");
     }
 
@@ -214,8 +228,8 @@ mod tests {
         let (asked, _requests) = tokio::sync::mpsc::unbounded_channel();
         let hub = hub_that_breaks_off(asked).await;
         let dir = tempfile::tempdir().unwrap();
-        let manifest = manifest("00".repeat(32));
-        let reason = download(&manifest, &hub, dir.path(), &ProgressBar::hidden()).await.unwrap_err();
+        let manifest = manifest(Some("00"));
+        let reason = download(manifest, &hub, dir.path(), &ProgressBar::hidden()).await.unwrap_err();
         assert!(reason.contains("SHA-256"), "{reason}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -226,7 +240,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let started = std::time::Instant::now();
         let hub = format!("http://127.0.0.1:{port}");
-        let reason = download(&manifest(String::new()), &hub, dir.path(), &ProgressBar::hidden()).await.unwrap_err();
+        let reason = download(manifest(None), &hub, dir.path(), &ProgressBar::hidden()).await.unwrap_err();
         assert!(reason.contains("Connection refused"), "{reason}");
         assert!(started.elapsed() < CONNECT_TIMEOUT);
     }

