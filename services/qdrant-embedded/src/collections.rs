@@ -12,8 +12,7 @@ use qdrant_client::qdrant::{
     CreateShardKeyResponse, DeleteCollection, DeleteShardKeyRequest, DeleteShardKeyResponse, GetCollectionInfoRequest,
     GetCollectionInfoResponse, ListAliasesRequest, ListAliasesResponse, ListCollectionAliasesRequest,
     ListCollectionsRequest, ListCollectionsResponse, ListShardKeysRequest, ListShardKeysResponse, OptimizerStatus,
-    OptimizersConfigDiff, UpdateCollection, UpdateCollectionClusterSetupRequest, UpdateCollectionClusterSetupResponse,
-    WalConfigDiff,
+    UpdateCollection, UpdateCollectionClusterSetupRequest, UpdateCollectionClusterSetupResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -53,9 +52,9 @@ fn describe(catalog: &Catalog, name: &str) -> Result<CollectionInfo, Status> {
                 sparse_vectors_config: created.sparse_vectors_config,
                 ..CollectionParams::default()
             }),
-            hnsw_config: Some(created.hnsw_config.unwrap_or_else(config::default_hnsw)),
-            optimizer_config: Some(OptimizersConfigDiff::default()),
-            wal_config: Some(WalConfigDiff::default()),
+            hnsw_config: Some(config::hnsw(created.hnsw_config)),
+            optimizer_config: Some(config::optimizers()),
+            wal_config: Some(config::log()),
             metadata: created.metadata,
             ..CollectionConfig::default()
         }),

@@ -16,6 +16,7 @@ mod refusal;
 mod server;
 mod writer;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ struct Arguments {
     #[arg(long, value_name = "KEY", env = "QDRANT_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// What to log, for example `info` or `qdrant_embedded=debug`.
-    #[arg(long, value_name = "FILTER", env = "QDRANT_LOG", default_value = "info,qdrant_edge=warn")]
+    #[arg(long, value_name = "FILTER", env = "QDRANT_LOG", default_value = "info,qdrant_edge=error")]
     log: String,
 }
 
@@ -56,16 +57,24 @@ When it is ready it prints one line to standard output:
 
 SIGTERM and SIGINT write everything to disk and end it with status 0.";
 
-fn main() -> color_eyre::Result<ExitCode> {
-    color_eyre::install()?;
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match start(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("qdrant-embedded: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: Arguments) -> color_eyre::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&arguments.log).wrap_err("--log is not a filter")?)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(arguments))?;
-    Ok(ExitCode::SUCCESS)
+    runtime.block_on(run(arguments))
 }
 
 async fn run(arguments: Arguments) -> color_eyre::Result<()> {
@@ -79,10 +88,7 @@ async fn run(arguments: Arguments) -> color_eyre::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         tracing::info!("stopping");
     };
     println!("qdrant-embedded ready on {address}");

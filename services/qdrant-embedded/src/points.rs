@@ -129,9 +129,12 @@ async fn write(
 }
 
 async fn run_query(collection: &Arc<Collection>, message: QueryPoints) -> Result<Vec<ScoredMessage>, Status> {
-    let request = query::request(message, collection.config())?;
+    let mut request = query::request(message, collection.config())?;
+    // The engine leaves the offset to the layer above it.
+    let offset = std::mem::take(&mut request.offset);
+    request.limit = request.limit.saturating_add(offset);
     let points = collection.read(move |shard| shard.query(request)).await?;
-    Ok(points.into_iter().map(scored_out).collect())
+    Ok(points.into_iter().skip(offset).map(scored_out).collect())
 }
 
 #[tonic::async_trait]

@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qdrant_client::qdrant::collections_server::CollectionsServer;
 use qdrant_client::qdrant::points_server::PointsServer;
 use qdrant_client::qdrant::qdrant_server::{Qdrant, QdrantServer};
 use qdrant_client::qdrant::{HealthCheckReply, HealthCheckRequest};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
@@ -18,6 +20,8 @@ use crate::catalog::Catalog;
 use crate::collections::CollectionsApi;
 use crate::points::PointsApi;
 
+/// Time that calls get to finish when the server stops.
+const GRACE: Duration = Duration::from_secs(3);
 /// Largest request, bytes.
 const LARGEST_REQUEST: usize = 64 << 20;
 /// The version of Qdrant whose gRPC this server speaks, for clients that look at it.
@@ -66,7 +70,7 @@ impl Qdrant for Health {
     }
 }
 
-/// Serves until `stop`; calls that are under way are finished.
+/// Serves until `stop`; calls that are under way are finished, but a client that keeps its connection is not waited for.
 pub async fn serve(
     listener: TcpListener,
     catalog: &Arc<Catalog>,
@@ -76,10 +80,21 @@ pub async fn serve(
     let gate = Gate(key);
     let points = PointsServer::new(PointsApi { catalog: catalog.clone() }).max_decoding_message_size(LARGEST_REQUEST);
     let collections = CollectionsServer::new(CollectionsApi { catalog: catalog.clone() });
-    Server::builder()
+    let stopping = Notify::new();
+    let serving = Server::builder()
         .add_service(QdrantServer::new(Health))
         .add_service(InterceptedService::new(points, gate.clone()))
         .add_service(InterceptedService::new(collections, gate))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
-        .await
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+            stop.await;
+            stopping.notify_one();
+        });
+    let patience = async {
+        stopping.notified().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = patience => Ok(()),
+    }
 }

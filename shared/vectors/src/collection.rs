@@ -6,8 +6,8 @@ use qdrant_client::qdrant::payload_index_params::IndexParams;
 use qdrant_client::qdrant::value::Kind;
 use qdrant_client::qdrant::{
     CollectionInfo, CreateCollection, CreateFieldIndexCollection, Distance, FieldType, HnswConfigDiff,
-    IntegerIndexParams, KeywordIndexParams, Modifier, PayloadIndexParams, SparseVectorConfig, SparseVectorParams,
-    Value, VectorParams, VectorParamsMap, VectorsConfig, vectors_config,
+    KeywordIndexParams, Modifier, PayloadIndexParams, SparseVectorConfig, SparseVectorParams, Value, VectorParams,
+    VectorParamsMap, VectorsConfig, vectors_config,
 };
 
 use crate::payload::field;
@@ -105,15 +105,11 @@ impl VectorStore {
 
     async fn make_indexes(&self, indexes: Vec<(&'static str, IndexParams)>) -> Result<(), VectorError> {
         for (field, params) in indexes {
-            let field_type = match params {
-                IndexParams::IntegerIndexParams(_) => FieldType::Integer,
-                _ => FieldType::Keyword,
-            };
             let request = CreateFieldIndexCollection {
                 collection_name: self.collection().to_owned(),
                 wait: Some(true),
                 field_name: field.to_owned(),
-                field_type: Some(field_type.into()),
+                field_type: Some(FieldType::Keyword.into()),
                 field_index_params: Some(PayloadIndexParams { index_params: Some(params) }),
                 ..CreateFieldIndexCollection::default()
             };
@@ -178,6 +174,8 @@ fn creation(config: &QdrantConfig, made: &Made) -> CreateCollection {
     }
 }
 
+/// Every index costs each write, so only what a search or a removal begins with has one: the conditions on kind,
+/// revision, build and position are looked up in the payloads of the few points of a document.
 fn indexes() -> Vec<(&'static str, IndexParams)> {
     let keyword = |is_tenant: bool| {
         IndexParams::KeywordIndexParams(KeywordIndexParams {
@@ -185,12 +183,5 @@ fn indexes() -> Vec<(&'static str, IndexParams)> {
             ..KeywordIndexParams::default()
         })
     };
-    let integer = IntegerIndexParams { lookup: Some(true), range: Some(true), ..IntegerIndexParams::default() };
-    vec![
-        (field::TENANT, keyword(true)),
-        (field::DOCUMENT, keyword(false)),
-        (field::KIND, keyword(false)),
-        (field::META, keyword(false)),
-        (field::REVISION, IndexParams::IntegerIndexParams(integer)),
-    ]
+    vec![(field::TENANT, keyword(true)), (field::DOCUMENT, keyword(false)), (field::META, keyword(false))]
 }

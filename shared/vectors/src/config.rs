@@ -54,6 +54,32 @@ impl Default for QdrantConfig {
 }
 
 impl QdrantConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The first key (without its section) whose value can't work, and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if !["http://", "https://"].iter().any(|scheme| self.url.starts_with(scheme)) {
+            return Err(("url", format!("must begin with http:// or https://, not {:?}", self.url)));
+        }
+        if self.collection.is_empty() {
+            return Err(("collection", "must not be empty".to_owned()));
+        }
+        if self.request_timeout_ms == 0 || self.connect_timeout_ms == 0 {
+            return Err(("request_timeout_ms", "timeouts must be at least 1 millisecond".to_owned()));
+        }
+        if self.rrf_k == 0 {
+            return Err(("rrf_k", "must be at least 1".to_owned()));
+        }
+        if self.candidates == 0 {
+            return Err(("candidates", "must be at least 1".to_owned()));
+        }
+        if self.overfetch.is_nan() || self.overfetch < 1.0 {
+            return Err(("overfetch", format!("must be at least 1, not {}", self.overfetch)));
+        }
+        Ok(())
+    }
+
     pub(crate) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
     }

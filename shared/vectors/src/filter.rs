@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use qdrant_client::qdrant::{Condition, Filter, Range};
 use weir_contracts::{DocumentId, Revision, TenantId};
 
+use crate::collection::DENSE;
 use crate::payload::{field, kind, meta_entry};
 
 /// A tenant's points that meet these conditions. The one place where a tenant's points are told from others': whatever
@@ -39,9 +40,9 @@ pub(crate) fn chunks_of(tenant: &TenantId, document: &DocumentId, any: impl Into
     )
 }
 
-/// Chunks of all tenants, for the sweep.
+/// Chunks of all tenants, for the sweep: the points that have a vector, which heads do not.
 pub(crate) fn all_chunks() -> Filter {
-    Filter::must([keyword(field::KIND, kind::CHUNK)])
+    Filter::must([Condition::has_vector(DENSE)])
 }
 
 pub(crate) fn keyword(field: &str, value: &str) -> Condition {

@@ -250,6 +250,7 @@ fn candidate(point: ScoredPoint) -> Result<Candidate, VectorError> {
 
 /// `limit` times `factor`, at least `limit`.
 fn more(limit: usize, factor: f64) -> usize {
+    // A number of hits is small and not negative.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
     let more = (limit as f64 * factor.clamp(1.0, 100.0)).ceil() as usize;
     more.max(limit)

@@ -5,7 +5,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use qdrant_client::qdrant::vectors::VectorsOptions;
 use qdrant_client::qdrant::{
     CountPoints, DeletePoints, DenseVector, Filter, GetPoints, NamedVectors, PointId, PointStruct, SparseVector,
@@ -26,6 +27,8 @@ use crate::{Head, QdrantConfig, Stale, VectorError, filter, metric};
 const POINTS_A_REQUEST: usize = 400;
 /// Heads in one conditional upsert; each brings its own condition.
 const HEADS_A_REQUEST: usize = 100;
+/// Heads in one read.
+const HEADS_A_READ: usize = 500;
 /// Documents in one removal.
 const DOCUMENTS_A_REMOVAL: usize = 50;
 /// Requests of one batch that are under way at once. The server writes them to disk together.
@@ -90,6 +93,14 @@ impl VectorStore {
         self.call("answer", self.client().health_check()).await.map(|_| ())
     }
 
+    /// Whether a record can become points, before anything of it is written.
+    ///
+    /// # Errors
+    /// [`VectorError::Invalid`] says what is wrong with it.
+    pub fn check(batch: &EmbeddingBatch) -> Result<(), VectorError> {
+        batch.chunks.iter().try_for_each(|chunk| numbers(batch, chunk).map(|_| ()))
+    }
+
     /// Writes the chunks of these batches; durable when it returns. Writing them again changes nothing.
     ///
     /// # Errors
@@ -113,9 +124,9 @@ impl VectorStore {
                 points,
                 ..UpsertPoints::default()
             };
-            self.call("write chunks", self.client().upsert_points(request))
+            self.call("write chunks", self.client().upsert_points(request)).boxed()
         });
-        self.all(writes).await.map(|_| ())
+        self.all(writes.collect()).await.map(|_| ())
     }
 
     /// How many chunks of a build of a revision are there.
@@ -129,9 +140,13 @@ impl VectorStore {
         revision: Revision,
         build: &str,
     ) -> Result<u64, VectorError> {
+        self.count(filter::set(tenant, document, revision, build)).await
+    }
+
+    async fn count(&self, filter: Filter) -> Result<u64, VectorError> {
         let request = CountPoints {
             collection_name: self.collection().to_owned(),
-            filter: Some(filter::set(tenant, document, revision, build)),
+            filter: Some(filter),
             exact: Some(true),
             ..CountPoints::default()
         };
@@ -144,8 +159,11 @@ impl VectorStore {
     /// # Errors
     /// When Qdrant does not answer.
     pub async fn count_sets(&self, sets: &[&EmbeddingBatch]) -> Result<Vec<u64>, VectorError> {
-        let counts = sets.iter().map(|set| self.count_chunks(&set.tenant, &set.document, set.revision, &set.build));
-        stream::iter(counts).buffered(CONCURRENT_REQUESTS).try_collect().await
+        let count = |set: &&EmbeddingBatch| {
+            let filter = filter::set(&set.tenant, &set.document, set.revision, &set.build);
+            self.count(filter).boxed()
+        };
+        self.all(sets.iter().map(count).collect()).await
     }
 
     /// The head of a document.
@@ -161,10 +179,12 @@ impl VectorStore {
     /// # Errors
     /// When Qdrant does not answer.
     pub async fn heads(&self, documents: &[(&TenantId, &DocumentId)]) -> Result<Vec<Option<Head>>, VectorError> {
-        if documents.is_empty() {
-            return Ok(Vec::new());
-        }
         let ids: Vec<_> = documents.iter().map(|(tenant, document)| head_id(tenant, document)).collect();
+        let pages = ids.chunks(HEADS_A_READ).map(|page| self.heads_page(page.to_vec()).boxed()).collect();
+        Ok(self.all(pages).await?.into_iter().flatten().collect())
+    }
+
+    async fn heads_page(&self, ids: Vec<PointId>) -> Result<Vec<Option<Head>>, VectorError> {
         let request = GetPoints {
             collection_name: self.collection().to_owned(),
             ids: ids.clone(),
@@ -199,9 +219,9 @@ impl VectorStore {
                 update_filter: Some(may_replace(heads)),
                 ..UpsertPoints::default()
             };
-            self.call("move heads", self.client().upsert_points(request))
+            self.call("move heads", self.client().upsert_points(request)).boxed()
         });
-        self.all(moves).await.map(|_| ())
+        self.all(moves.collect()).await.map(|_| ())
     }
 
     /// The same for one head.
@@ -219,9 +239,9 @@ impl VectorStore {
     pub async fn delete_stale(&self, stale: &[Stale]) -> Result<(), VectorError> {
         let removals = stale.chunks(DOCUMENTS_A_REMOVAL).map(|stale| {
             let any = Filter::should(stale.iter().map(|stale| stale.filter().into()));
-            self.call("remove chunks", self.client().delete_points(self.removal(any)))
+            self.call("remove chunks", self.client().delete_points(self.removal(any))).boxed()
         });
-        self.all(removals).await.map(|_| ())
+        self.all(removals.collect()).await.map(|_| ())
     }
 
     pub(crate) fn removal(&self, points: impl Into<qdrant_client::qdrant::PointsSelector>) -> DeletePoints {
@@ -237,7 +257,7 @@ impl VectorStore {
         let batch = placed.batch;
         let id = point_id(&batch.tenant, &batch.document, batch.revision, chunk.ordinal, &batch.build);
         let mut vectors = HashMap::from([(DENSE.to_owned(), dense(batch, chunk)?)]);
-        let sparse = self.inner.bm25.document(&[&chunk.text]);
+        let sparse = self.inner.bm25.document(&words_of(batch, chunk));
         if !sparse.is_empty() {
             let sparse = SparseVector { indices: sparse.indices, values: sparse.values };
             vectors.insert(TEXT.to_owned(), named(vector::Vector::Sparse(sparse)));
@@ -275,12 +295,9 @@ impl VectorStore {
         &self.inner.config.collection
     }
 
-    /// Runs calls side by side; the first error ends them.
-    async fn all<T>(
-        &self,
-        calls: impl Iterator<Item = impl Future<Output = Result<T, VectorError>>>,
-    ) -> Result<Vec<T>, VectorError> {
-        stream::iter(calls).buffer_unordered(CONCURRENT_REQUESTS).try_collect().await
+    /// Runs calls side by side; the first error ends them. Results in the order of the calls.
+    async fn all<T>(&self, calls: Vec<BoxFuture<'_, Result<T, VectorError>>>) -> Result<Vec<T>, VectorError> {
+        stream::iter(calls).buffered(CONCURRENT_REQUESTS).try_collect().await
     }
 
     /// Times a call and says what its error means. A collection that is gone is forgotten, so that it is made again.
@@ -310,8 +327,26 @@ fn named(vector: vector::Vector) -> Vector {
     Vector { vector: Some(vector), ..Vector::default() }
 }
 
-/// The chunk's vector, from little-endian bytes.
 fn dense(batch: &EmbeddingBatch, chunk: &EmbeddedChunk) -> Result<Vector, VectorError> {
+    Ok(named(vector::Vector::Dense(DenseVector { data: numbers(batch, chunk)? })))
+}
+
+/// What a chunk is found by: its text, the headings above it, and for the first one the title, where the text does not
+/// say them itself.
+fn words_of<'a>(batch: &'a EmbeddingBatch, chunk: &'a EmbeddedChunk) -> Vec<&'a str> {
+    let title = batch.title.as_deref().filter(|_| chunk.ordinal == 0);
+    let above = title.into_iter().chain(chunk.heading_path.iter().map(String::as_str));
+    let mut parts = vec![chunk.text.as_str()];
+    for heading in above {
+        if !parts.iter().any(|part| part.contains(heading)) {
+            parts.push(heading);
+        }
+    }
+    parts
+}
+
+/// The chunk's vector, from little-endian bytes.
+fn numbers(batch: &EmbeddingBatch, chunk: &EmbeddedChunk) -> Result<Vec<f32>, VectorError> {
     let (numbers, rest) = chunk.vector.as_chunks::<4>();
     let data: Vec<f32> = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let dimension = usize::try_from(batch.dimension).unwrap_or_default();
@@ -324,10 +359,8 @@ fn dense(batch: &EmbeddingBatch, chunk: &EmbeddedChunk) -> Result<Vector, Vector
         )));
     }
     if data.iter().any(|number| !number.is_finite()) {
-        return Err(VectorError::Invalid(format!(
-            "the vector of chunk {} has numbers that are not finite",
-            chunk.ordinal
-        )));
+        let message = format!("the vector of chunk {} has numbers that are not finite", chunk.ordinal);
+        return Err(VectorError::Invalid(message));
     }
-    Ok(named(vector::Vector::Dense(DenseVector { data })))
+    Ok(data)
 }

@@ -6,8 +6,8 @@ use qdrant_client::qdrant::payload_index_params::IndexParams;
 use qdrant_client::qdrant::{
     CreateCollection, CreateFieldIndexCollection, Datatype, Distance as DistanceMessage, FieldType, HnswConfigDiff,
     IntegerIndexParams as IntegerMessage, KeywordIndexParams as KeywordMessage, Memory, Modifier as ModifierMessage,
-    PayloadIndexParams, PayloadSchemaInfo, PayloadSchemaType as SchemaMessage, SparseVectorParams, VectorParams,
-    vectors_config,
+    OptimizersConfigDiff, PayloadIndexParams, PayloadSchemaInfo, PayloadSchemaType as SchemaMessage,
+    SparseVectorParams, VectorParams, WalConfigDiff, vectors_config,
 };
 use qdrant_edge::{
     Distance, EdgeConfig, EdgeOptimizersConfig, EdgeSparseVectorParams, EdgeVectorParams, IntegerIndexParams,
@@ -98,14 +98,33 @@ fn plain_numbers(datatype: Option<i32>) -> Result<(), Status> {
     only_if(plain, "numbers other than float32")
 }
 
-/// HNSW settings as a server reports them when none were given.
-pub fn default_hnsw() -> HnswConfigDiff {
+/// HNSW settings as a server reports them: what was asked for, and Qdrant's defaults.
+pub fn hnsw(asked: Option<HnswConfigDiff>) -> HnswConfigDiff {
+    let asked = asked.unwrap_or_default();
     HnswConfigDiff {
-        m: Some(16),
-        ef_construct: Some(100),
-        full_scan_threshold: Some(10_000),
-        ..HnswConfigDiff::default()
+        m: asked.m.or(Some(16)),
+        ef_construct: asked.ef_construct.or(Some(100)),
+        full_scan_threshold: asked.full_scan_threshold.or(Some(10_000)),
+        max_indexing_threads: asked.max_indexing_threads.or(Some(0)),
+        ..asked
     }
+}
+
+/// Settings of the optimizers as a server reports them. Clients refuse a description without them.
+pub fn optimizers() -> OptimizersConfigDiff {
+    OptimizersConfigDiff {
+        deleted_threshold: Some(0.2),
+        vacuum_min_vector_number: Some(1_000),
+        default_segment_number: Some(0),
+        indexing_threshold: Some(0),
+        flush_interval_sec: Some(1),
+        ..OptimizersConfigDiff::default()
+    }
+}
+
+/// Settings of the write-ahead log as a server reports them.
+pub fn log() -> WalConfigDiff {
+    WalConfigDiff { wal_capacity_mb: Some(32), wal_segments_ahead: Some(0), wal_retain_closed: Some(1) }
 }
 
 /// The index of a payload field.
