@@ -1,24 +1,64 @@
 //! Weir's benchmarks: ratios against something public in the same run.
 
+mod embed;
+mod pipeline;
 mod relay;
 
-use clap::Parser;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Parser, ValueEnum};
 use color_eyre::eyre::Result;
+use serde_json::{Value, json};
+use weir_testing::Broker;
 
 /// Measures Weir. Machines are noisy: compare ratios of one run, not numbers of two.
 #[derive(Parser)]
+#[command(after_help = "Examples:\n  make bench\n  make bench BENCH=relay\n  make bench BENCH='relay embed'")]
 struct Arguments {
     /// Which benchmarks to run; all when none is named.
-    names: Vec<String>,
-    /// An existing broker to measure against, instead of a local one of its own.
-    #[arg(long)]
-    kafka: Option<String>,
+    names: Vec<Bench>,
+    /// Folder for the results, one JSON file a benchmark.
+    #[arg(long, default_value = "bench-results")]
+    out: PathBuf,
     /// Records of the relay.
     #[arg(long, default_value_t = 500_000)]
     records: usize,
-    /// Repetitions; medians are reported.
+    /// Repetitions where medians are reported.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Documents of the pipeline's throughput.
+    #[arg(long, default_value_t = 600)]
+    documents: usize,
+    /// Short documents that pass while memory is measured.
+    #[arg(long, default_value_t = 100_000)]
+    short_documents: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// The runner's relay, exactly once and at least once, beside a bare loop.
+    Relay,
+    /// Weir's embedder beside candle's stock BERT.
+    Embed,
+    /// The whole pipeline beside the embedder alone.
+    Pipeline,
+    /// Document to searchable, question to answer, at low load.
+    Latency,
+    /// Peak memory of the services that hold no model.
+    Memory,
+}
+
+impl Bench {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Embed => "embed",
+            Self::Pipeline => "pipeline",
+            Self::Latency => "latency",
+            Self::Memory => "memory",
+        }
+    }
 }
 
 /// The middle of some figures.
@@ -27,13 +67,71 @@ fn median(figures: &mut [f64]) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or_default()
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+/// Folder of the corpora; may not exist.
+fn corpora() -> PathBuf {
+    std::env::var_os("WEIR_CORPORA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from)
+}
+
+fn main() -> Result<()> {
     color_eyre::install()?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
-    let brokers = arguments.kafka.clone().unwrap_or_default();
-    println!("{:#}", relay::run(&brokers, arguments.records, arguments.rounds).await?);
+    std::fs::create_dir_all(&arguments.out)?;
+    let names = if arguments.names.is_empty() { Bench::value_variants() } else { &arguments.names };
+    let runtime = tokio::runtime::Runtime::new()?;
+    for bench in names {
+        println!("{}", bench.name());
+        let figures = runtime.block_on(measure(*bench, &arguments))?;
+        table(&figures, 2);
+        write(&arguments.out, bench.name(), &figures)?;
+    }
     Ok(())
+}
+
+async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
+    match bench {
+        Bench::Relay => {
+            let broker = tokio::task::block_in_place(|| Broker::start(|config| config));
+            relay::run(&broker.stack.kafka_brokers(), arguments.records, arguments.rounds).await
+        }
+        Bench::Embed => embed::run(arguments.rounds).await,
+        Bench::Pipeline => pipeline::run(arguments.documents).await,
+        Bench::Latency => pipeline::latency(50).await,
+        Bench::Memory => pipeline::memory(arguments.short_documents).await,
+    }
+}
+
+fn table(figures: &Value, indent: usize) {
+    let Value::Object(figures) = figures else { return };
+    for (name, value) in figures {
+        match value {
+            Value::Object(_) => {
+                println!("{:indent$}{name}", "");
+                table(value, indent + 2);
+            }
+            Value::Number(number) => println!("{:indent$}{name:44} {:>14.2}", "", number.as_f64().unwrap_or_default()),
+            other => println!("{:indent$}{name:44} {other:>14}", ""),
+        }
+    }
+}
+
+fn write(folder: &Path, name: &str, figures: &Value) -> Result<()> {
+    let file = folder.join(format!("{name}.json"));
+    let result = json!({ "name": name, "machine": machine(), "commit": commit(), "figures": figures });
+    std::fs::write(&file, serde_json::to_vec_pretty(&result)?)?;
+    println!("  written to {}", file.display());
+    Ok(())
+}
+
+fn machine() -> Value {
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    json!({ "processor": model, "cores": std::thread::available_parallelism().map_or(0, usize::from) })
+}
+
+fn commit() -> Option<String> {
+    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -178,7 +178,7 @@ fn documents_become_answers(weir: &Weir) {
 
     eventually("nothing waits", || {
         let (lag, _) = weir.json(&["lag"]);
-        lag.as_array().unwrap().iter().all(|stage| stage["records"] == 0)
+        lag.as_array().unwrap().iter().all(|stage| stage["seconds"] == 0.0)
     });
     let (lag, _) = weir.json(&["lag"]);
     let stages: Vec<_> = lag.as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap()).collect();

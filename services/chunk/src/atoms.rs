@@ -47,6 +47,9 @@ pub(crate) struct Atom {
 /// Words of more tokens are taken apart.
 const LONG_WORD: u32 = 16;
 
+/// So are words of more bytes: a tokenizer may give up on them and call them one unknown word.
+const LONG_WORD_BYTES: usize = 100;
+
 /// All words of a text, in order.
 pub(crate) fn atoms<T: CountTokens>(text: &str, outline: &Outline, counts: &mut WordCounts<T>) -> Vec<Atom> {
     let mut atoms = Vec::with_capacity(text.len() / 6 + 1);
@@ -149,7 +152,7 @@ impl<T: CountTokens> Reader<'_, T> {
     fn word(&mut self, word: &str, start: usize, cut: Cut) {
         let tokens = self.counts.count(word);
         let section = self.section;
-        if tokens <= LONG_WORD {
+        if tokens <= LONG_WORD && word.len() <= LONG_WORD_BYTES {
             self.atoms.push(Atom { start, end: start + word.len(), tokens, cut, section });
             return;
         }

@@ -135,6 +135,23 @@ fn text_without_blanks_is_cut_all_the_same() {
     assert!(split(&line, &[], 64, 16).len() > 50);
 }
 
+#[test]
+fn a_word_the_tokenizer_gives_up_on_does_not_make_an_endless_piece() {
+    struct GivesUp;
+    impl CountTokens for GivesUp {
+        fn count(&self, text: &str) -> usize {
+            text.split_whitespace().map(|word| if word.len() > 100 { 1 } else { word.len().div_ceil(4) }).sum()
+        }
+
+        fn limit(&self) -> usize {
+            254
+        }
+    }
+    let line = "QUJDRA".repeat(10_000);
+    let pieces = Splitter::new(GivesUp, 254, 40).split(&line, &[]);
+    assert!(pieces.iter().all(|piece| piece.range.len() < 2_000), "{pieces:?}");
+}
+
 fn kinds() -> impl Strategy<Value = BlockKind> {
     prop_oneof![
         Just(BlockKind::Heading),

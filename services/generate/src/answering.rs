@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header};
@@ -10,7 +10,7 @@ use weir_llm::{Chain, ChatRequest, Finish, Reply, Run};
 use weir_stage::{Batch, Delivery, Outcome, Stage, StageError};
 
 use crate::cite::{citation, cited};
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::config::GenerateConfig;
 use crate::draft::{Draft, Timings};
 use crate::extract::{candidates, choose};
@@ -58,6 +58,8 @@ struct Ask<'a> {
     version: &'a str,
     deadline: Option<Deadline>,
     began: Instant,
+    /// Since it was asked.
+    queued: Duration,
 }
 
 /// What the first half of the work came to.
@@ -86,7 +88,9 @@ impl<R: Retrieve> Answering<R> {
         let question = delivery.record();
         let version = question.prompt_version.as_deref().unwrap_or(&self.parts.config.prompt_version);
         let deadline = question.deadline.map(Deadline::at_millis).or_else(|| delivery.deadline());
-        Ask { delivery, question, version, deadline, began: Instant::now() }
+        let waited = millis(self.now()).saturating_sub(question.created_at);
+        let queued = Duration::from_millis(u64::try_from(waited).unwrap_or(0));
+        Ask { delivery, question, version, deadline, began: Instant::now(), queued }
     }
 
     /// The answer to give at once when the deadline has passed.
@@ -226,7 +230,7 @@ impl<R: Retrieve> Answering<R> {
             Ok(_) => self.degraded(ask, passages, vector, timings, "the model wrote nothing".into()).await?,
             Err(exhausted) => match exhausted.partial {
                 Some(partial) => Draft {
-                    reason: Some(format!("the answer broke off: {}", exhausted.error)),
+                    reason: Some(exhausted.error.to_string()),
                     attempt: attempt(partial.attempt),
                     provider: partial.provider,
                     model: partial.model,
@@ -271,6 +275,9 @@ impl<R: Retrieve> Answering<R> {
             Gathered::Settled(draft) => draft,
             Gathered::Passages { passages, vector, timings } => self.write(ask, &passages, &vector, timings).await,
         };
+        if ask.question.created_at > 0 {
+            draft.timings.note("queued", ask.queued);
+        }
         draft.timings.note("total", ask.began.elapsed());
         draft.into_outcome(ask.question, ask.version, self.now())
     }

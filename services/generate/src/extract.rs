@@ -5,7 +5,6 @@
 //! number, a name). Words alone decide which of them are embedded at all: that is what costs time.
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 use weir_text::{sentences, terms};
 
@@ -25,6 +24,9 @@ const WORST_OF_BEST: f64 = 0.55;
 /// Shorter ones say nothing by themselves.
 const MIN_TERMS: usize = 2;
 
+/// Without a full stop a line must have so many content words to be taken for a sentence: headings have fewer.
+const MIN_TERMS_WITHOUT_STOP: usize = 6;
+
 /// Sentences of so many bytes are lists or tables in disguise.
 const MAX_SENTENCE_BYTES: usize = 800;
 
@@ -33,7 +35,6 @@ const MAX_SENTENCE_BYTES: usize = 800;
 pub struct Candidate {
     /// Its passage, by rank from 0.
     passage: usize,
-    range: Range<usize>,
     /// The sentence on one line.
     pub text: String,
     words: f64,
@@ -95,20 +96,16 @@ pub fn candidates(question: &str, passages: &[Passage], config: &GenerateConfig)
     let mut found: Vec<(Candidate, HashSet<String>)> = Vec::new();
     for (at, passage) in passages.iter().enumerate() {
         for range in sentences(&passage.hit.text) {
-            let sentence = passage.hit.text.get(range.clone()).unwrap_or_default();
+            let sentence = passage.hit.text.get(range).unwrap_or_default();
             let stems = stems(sentence);
             // Overlapping chunks have sentences in common.
             let known = |(other, _): &(Candidate, _)| other.text == one_line(sentence);
-            let usable = stems.len() >= MIN_TERMS
-                && sentence.len() <= MAX_SENTENCE_BYTES
-                && !sentence.starts_with(['#', '|'])
-                && !sentence.ends_with('?');
-            if !usable || found.iter().any(known) {
+            if !is_statement(sentence, stems.len()) || found.iter().any(known) {
                 continue;
             }
             let rank = 1.0 / (1.0 + at as f64);
             let kind = if kind.is_in(sentence, &question_stems) { 1.0 } else { 0.0 };
-            found.push((Candidate { passage: at, range, text: one_line(sentence), words: 0.0, rank, kind }, stems));
+            found.push((Candidate { passage: at, text: one_line(sentence), words: 0.0, rank, kind }, stems));
         }
     }
     let texts: Vec<_> = found.iter().map(|(_, stems)| stems.clone()).collect();
@@ -118,6 +115,17 @@ pub fn candidates(question: &str, passages: &[Passage], config: &GenerateConfig)
     candidates.sort_by(|a, b| prior(b).total_cmp(&prior(a)));
     candidates.truncate(config.extract_candidates);
     candidates
+}
+
+/// Whether a sentence says something by itself: no heading, no row of a table, no question.
+fn is_statement(sentence: &str, terms: usize) -> bool {
+    let ended =
+        sentence.trim_end_matches(['"', '”', '\'', '’', ')', ']', '*', '_']).ends_with(['.', '!', ':', ';', '…']);
+    let enough = if ended { MIN_TERMS } else { MIN_TERMS_WITHOUT_STOP };
+    terms >= enough
+        && sentence.len() <= MAX_SENTENCE_BYTES
+        && !sentence.starts_with(['#', '|'])
+        && !sentence.ends_with('?')
 }
 
 /// What is known without embedding.
@@ -137,21 +145,18 @@ pub fn choose(candidates: &[Candidate], question: &[f32], vectors: &[Vec<f32>], 
     let Some((best, _)) = scored.first().copied() else { return Extract::default() };
     scored.retain(|(score, _)| *score >= WORST_OF_BEST * best);
     scored.truncate(config.extract_sentences);
-    // Passages in the order of their best sentence, sentences of a passage as they stand there.
-    let mut order: Vec<usize> = Vec::new();
-    for (_, candidate) in &scored {
-        if !order.contains(&candidate.passage) {
-            order.push(candidate.passage);
-        }
-    }
+    // Best first: whoever reads only the beginning has read what fits best.
+    let mut passages: Vec<usize> = Vec::new();
     let mut said = Vec::new();
-    for (marker, passage) in (1..).zip(&order) {
-        let mut of_passage: Vec<&Candidate> =
-            scored.iter().map(|(_, candidate)| *candidate).filter(|candidate| candidate.passage == *passage).collect();
-        of_passage.sort_by_key(|candidate| candidate.range.start);
-        said.extend(of_passage.into_iter().map(|candidate| format!("{} [{marker}]", candidate.text)));
+    for (_, candidate) in scored {
+        let known = passages.iter().position(|passage| *passage == candidate.passage);
+        let at = known.unwrap_or_else(|| {
+            passages.push(candidate.passage);
+            passages.len() - 1
+        });
+        said.push(format!("{} [{}]", candidate.text, at + 1));
     }
-    Extract { text: said.join(" "), passages: order }
+    Extract { text: said.join(" "), passages }
 }
 
 /// The sentence without the line breaks of its source and without the sign of a list item.
@@ -159,4 +164,72 @@ fn one_line(sentence: &str) -> String {
     let line = sentence.split_whitespace().collect::<Vec<_>>().join(" ");
     let item = ["- ", "* ", "+ ", "• ", "> "].iter().find_map(|sign| line.strip_prefix(sign));
     item.map_or_else(|| line.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use weir_contracts::{DocumentId, Revision};
+    use weir_vectors::Hit;
+
+    use super::*;
+
+    fn passage(text: &str) -> Passage {
+        let hit = Hit {
+            document: DocumentId::parse("d").unwrap(),
+            revision: Revision::from_ordinal(1),
+            ordinal: 0,
+            start: 0,
+            end: 1,
+            title: None,
+            heading_path: Vec::new(),
+            text: text.to_owned(),
+            score: 1.0,
+        };
+        Passage { hit, similarity: None }
+    }
+
+    fn texts(question: &str, passages: &[&str]) -> Vec<String> {
+        let passages: Vec<_> = passages.iter().map(|text| passage(text)).collect();
+        let config = GenerateConfig::default();
+        candidates(question, &passages, &config).into_iter().map(|candidate| candidate.text).collect()
+    }
+
+    #[test]
+    fn headings_rows_and_questions_are_no_answers() {
+        let text = "Old Mill Stories\n\n# Mills\n\nWhen was the mill built?\n\n| mill | 1912 | Ulm |\n\nThe mill\nwas built in 1912.";
+        assert_eq!(texts("When was the mill built?", &[text]), ["The mill was built in 1912."]);
+    }
+
+    #[test]
+    fn a_sentence_that_overlapping_passages_share_counts_once_and_words_come_first() {
+        let found = texts(
+            "Who built the mill?",
+            &["It rained all day long. Ann built the mill.", "Ann built the mill. Bob slept."],
+        );
+        assert_eq!(found, ["Ann built the mill.", "It rained all day long.", "Bob slept."]);
+    }
+
+    #[test]
+    fn the_best_sentence_comes_first_and_far_worse_ones_not_at_all() {
+        let passages = [passage("It rained all day long. Ann built the mill."), passage("Ann built a mill in Ulm.")];
+        let config = GenerateConfig::default();
+        let candidates = candidates("Who built the mill?", &passages, &config);
+        let vectors: Vec<Vec<f32>> = candidates
+            .iter()
+            .map(|candidate| {
+                if candidate.text.contains("mill in") {
+                    vec![1.0, 0.0]
+                } else if candidate.text.contains("Ann") {
+                    vec![0.8, 0.6]
+                } else {
+                    vec![0.0, 1.0]
+                }
+            })
+            .collect();
+        let extract = choose(&candidates, &[1.0, 0.0], &vectors, &config);
+        assert_eq!(extract.text, "Ann built a mill in Ulm. [1] Ann built the mill. [2]");
+        assert_eq!(extract.passages, [1, 0]);
+        assert_eq!(choose(&[], &[1.0, 0.0], &[], &config), Extract::default());
+    }
 }

@@ -29,8 +29,13 @@ impl Meaning {
     pub async fn load(config: &ModelConfig) -> Result<Self, MeaningError> {
         let files = prepare(config).await?;
         let config = config.clone();
-        let embedder = tokio::task::spawn_blocking(move || Embedder::load(&config, &files)).await??;
-        Ok(Self { embedder: Arc::new(embedder) })
+        let load = tokio::task::spawn_blocking(move || {
+            let embedder = Embedder::load(&config, &files)?;
+            // The first call starts threads and touches the weights; no question should wait for that.
+            embedder.embed(&["warm up"])?;
+            Ok::<_, ModelError>(embedder)
+        });
+        Ok(Self { embedder: Arc::new(load.await??) })
     }
 
     /// Id of the model.

@@ -19,6 +19,9 @@ use crate::pool::{Pool, PoolError, WorkerCommand};
 /// Room in a record for what the document's fields do not count.
 const OVERHEAD: usize = 4 << 10;
 
+/// Larger documents are not even looked at in this process: its threads have other things to do.
+const IN_PROCESS: usize = 2 << 20;
+
 /// Extracts the text of documents, and says of each request what became of it.
 pub struct Extract {
     requests: String,
@@ -181,6 +184,9 @@ impl Extract {
         metrics::counter!(metric::BYTES).increment(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         let begun = Instant::now();
         let here = catch_unwind(AssertUnwindSafe(|| {
+            if bytes.len() > IN_PROCESS {
+                return Ok(None);
+            }
             let looked = formats::look(bytes, hint, &self.limits)?;
             Ok(if looked.is_harmless() { Some(formats::extract(looked, &self.limits)?) } else { None })
         }));

@@ -98,14 +98,16 @@ impl Pool {
     /// When there is no such process; the inner result is about the document.
     pub async fn extract(&self, bytes: &[u8], hint: &Hint, limits: &Limits) -> Result<Answer, PoolError> {
         let _permit = self.permits.acquire().await.map_err(|closed| PoolError(closed.to_string()))?;
-        let busy = Busy::new();
+        let _busy = Busy::new();
         let used = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        // What an earlier document left behind in a worker must not be held against this one: it is blamed only for
-        // ending a new worker.
-        if let Some(worker) = used
-            && let Ok(answer) = self.ask(worker, bytes, hint, limits).await?
-        {
-            return Ok(answer);
+        if let Some(worker) = used {
+            match self.ask(worker, bytes, hint, limits).await? {
+                Ok(answer) => return Ok(answer),
+                Err(End::Timeout) => return Ok(Err(Refusal::Timeout { seconds: limits.max_seconds })),
+                // What earlier documents left behind in a worker must not be held against this one: it is blamed only
+                // for ending a new worker.
+                Err(_) => {}
+            }
         }
         let mut kills = 0;
         let how = loop {
@@ -119,7 +121,6 @@ impl Pool {
                 Err(End::Stopped(how)) => return Err(PoolError(how)),
             }
         };
-        drop(busy);
         Ok(Err(Refusal::Crashed { how, memory: usize::try_from(limits.max_memory).unwrap_or(usize::MAX) }))
     }
 

@@ -47,9 +47,22 @@ pub struct StageLag {
 }
 
 impl StageLag {
+    /// Lanes with records that wait.
     fn behind(&self) -> impl Iterator<Item = &LaneLag> {
-        self.lanes.iter().filter(|lane| lane.records > 0)
+        self.lanes.iter().filter(|lane| waits(lane))
     }
+
+    /// Whether records wait, not only markers of transactions.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind().next().is_some()
+    }
+}
+
+/// Between a position and the end of the log there may be only the marker of a transaction, which no consumer gets
+/// to see: then there is no oldest record.
+fn waits(lane: &LaneLag) -> bool {
+    lane.records > 0 && lane.seconds > 0.0
 }
 
 /// Runs the subcommand.
@@ -129,18 +142,22 @@ pub fn print(stages: &[StageLag], every_lane: bool) {
     }
     let mut rows = table(&["stage", "reads", "records", "oldest", "lanes behind"]);
     for stage in stages {
-        let lanes: Vec<_> =
+        let mut lanes: Vec<_> =
             stage.behind().map(|lane| format!("{}: {} ({})", lane.lane, lane.records, age(lane.seconds))).collect();
+        let markers = stage.lanes.iter().filter(|lane| lane.records > 0 && !waits(lane)).count();
+        if markers > 0 {
+            lanes.push(format!("{markers} with transaction markers only"));
+        }
         rows.add_row([
             stage.stage.to_owned(),
             stage.topic.clone(),
-            stage.records.to_string(),
+            stage.behind().map(|lane| lane.records).sum::<i64>().to_string(),
             age(stage.seconds),
             lanes.join(", "),
         ]);
     }
     println!("{rows}");
-    if stages.iter().all(|stage| stage.records == 0) {
+    if !stages.iter().any(StageLag::is_behind) {
         println!("{}", ink.green("Nothing waits."));
     }
 }

@@ -140,7 +140,8 @@ impl Fleet {
     }
 
     fn write(&mut self) -> color_eyre::Result<()> {
-        let instances = self.members.values().map(Member::state).collect();
+        let in_order = self.plan.instances.iter().filter_map(|instance| self.members.get(&instance.name));
+        let instances = in_order.map(Member::state).collect();
         let state = FleetState { supervisor: ProcessId::own(), instances };
         if self.written.as_ref() != Some(&state) {
             state.write(&self.data).wrap_err("can't write the state of the services")?;

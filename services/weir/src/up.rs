@@ -25,6 +25,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MOST_RESTARTS: u32 = 3;
 const LOG_LINES: usize = 12;
 
+/// Variables that flags of the same meaning win over; the services would read them.
+const WITH_FLAGS: [&str; 7] = [
+    "WEIR_KAFKA__BROKERS",
+    "WEIR_KAFKA__PREFIX",
+    "WEIR_REGISTRY__URL",
+    "WEIR_REGISTRY__USERNAME",
+    "WEIR_REGISTRY__PASSWORD",
+    "WEIR_QDRANT__URL",
+    "WEIR_QDRANT__API_KEY",
+];
+
 /// Arguments of `weir up`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -132,6 +143,10 @@ fn detach(data: &Path) -> color_eyre::Result<()> {
     let own = std::env::current_exe().wrap_err("can't find out where this program lies")?;
     let mut command = Command::new(own);
     command.arg("--data").arg(data).arg("supervise-services").stdin(Stdio::null()).stdout(out).stderr(errors);
+    // Flags come before these, and the configuration file has what won.
+    for name in WITH_FLAGS {
+        command.env_remove(name);
+    }
     // Ctrl-C in this terminal is not meant for it.
     command.process_group(0);
     let child = command.spawn().wrap_err("can't start the supervisor of the services")?;
@@ -226,15 +241,18 @@ fn print_summary(context: &Context, state: &FleetState, endpoints: &Endpoints) -
     let usual = std::path::absolute(".weir").is_ok_and(|usual| usual == context.data);
     let data = if usual { none() } else { format!(" --data {}", context.data.display()) };
     println!("\n{}", ink.bold("Next"));
-    for (command, what) in [
+    let next = [
         ("ingest docs", "send a folder of documents"),
         ("ask \"What is a lane?\"", "ask about them"),
         ("status", "how everything is"),
         ("lag --watch", "where records wait"),
         ("dlq list", "what was rejected"),
         ("down", "end everything"),
-    ] {
-        println!("  {:<36} {}", format!("weir{data} {command}"), ink.dim(what));
+    ];
+    let next = next.map(|(command, what)| (format!("weir{data} {command}"), what));
+    let width = next.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
+    for (command, what) in next {
+        println!("  {command:<width$}  {}", ink.dim(what));
     }
     Ok(())
 }

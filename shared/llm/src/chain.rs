@@ -166,7 +166,7 @@ impl Chain {
                         attempt,
                         class = call.status,
                         error = %failed.error,
-                        elapsed_ms = latency.as_millis(),
+                        elapsed_ms = millis(latency),
                         "model call failed"
                     );
                     if !failed.partial.is_empty() {
@@ -202,7 +202,7 @@ fn record(call: &Call) {
         output_tokens = call.usage.output,
         estimated = call.usage.estimated,
         cost_usd = call.cost.0,
-        latency_ms = call.latency.as_millis(),
+        latency_ms = millis(call.latency),
         "model call"
     );
     let labels = [("provider", call.provider.clone()), ("model", call.model.clone())];
@@ -215,6 +215,10 @@ fn record(call: &Call) {
     counter!(metric::TOKENS, &with("direction", "in")).increment(call.usage.input);
     counter!(metric::TOKENS, &with("direction", "out")).increment(call.usage.output);
     counter!(metric::COST, &labels).increment(microdollars(call.cost));
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 // Costs are not negative, and a cast beyond the range saturates.

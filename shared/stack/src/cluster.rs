@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{
@@ -12,9 +12,13 @@ use rdkafka::admin::{
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer};
 
 /// How long the cluster gets for one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client that can't connect is listened to.
+const LISTEN: Duration = Duration::from_secs(3);
 
 /// The cluster did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,13 +88,19 @@ impl Complaints {
     }
 }
 
+impl Complaints {
+    fn note(&self, reason: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+}
+
 impl ClientContext for Complaints {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
         // "All brokers are down" follows every other complaint and says less.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+            self.note(reason.to_owned());
         }
     }
 }
@@ -102,8 +112,7 @@ impl rdkafka::producer::ProducerContext for Complaints {
 
     fn delivery(&self, result: &rdkafka::producer::DeliveryResult<'_>, (): ()) {
         if let Err((error, _)) = result {
-            let reason = error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string());
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            self.note(error.rdkafka_error_code().map_or_else(|| error.to_string(), |code| code.to_string()));
         }
     }
 }
@@ -111,8 +120,8 @@ impl rdkafka::producer::ProducerContext for Complaints {
 /// A connection to a cluster.
 pub struct Cluster {
     brokers: String,
+    config: ClientConfig,
     admin: Arc<AdminClient<Complaints>>,
-    complaints: Complaints,
 }
 
 impl Cluster {
@@ -121,16 +130,14 @@ impl Cluster {
     /// # Errors
     /// When a property is not valid.
     pub fn connect(brokers: &str, properties: &BTreeMap<String, String>) -> Result<Self, ClusterError> {
-        let complaints = Complaints::default();
-        let admin = client_config(brokers, properties).create_with_context(complaints.clone()).map_err(|error| {
-            ClusterError {
-                brokers: brokers.to_owned(),
-                action: "be reached".into(),
-                reason: error.to_string(),
-                code: None,
-            }
+        let config = client_config(brokers, properties);
+        let admin = config.create_with_context(Complaints::default()).map_err(|error| ClusterError {
+            brokers: brokers.to_owned(),
+            action: "be reached".into(),
+            reason: error.to_string(),
+            code: None,
         })?;
-        Ok(Self { brokers: brokers.to_owned(), admin: Arc::new(admin), complaints })
+        Ok(Self { brokers: brokers.to_owned(), config, admin: Arc::new(admin) })
     }
 
     /// Brokers and topics whose name begins with `prefix`, with their settings.
@@ -156,7 +163,17 @@ impl Cluster {
     /// # Errors
     /// When no broker answers.
     pub async fn metadata(&self, prefix: &str) -> Result<ClusterState, ClusterError> {
-        let metadata = self.fetch().await.map_err(|error| self.fail("be asked for its topics", &error))?;
+        const ACTION: &str = "be asked for its topics";
+        let metadata = match self.fetch().await {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                let mut failure = self.fail(ACTION, &error);
+                if let Some(complaint) = self.complaint().await {
+                    failure.reason = complaint;
+                }
+                return Err(failure);
+            }
+        };
         let topics = metadata.topics().iter().filter(|topic| topic.name().starts_with(prefix));
         let count = |length: usize| i32::try_from(length).unwrap_or(i32::MAX);
         Ok(ClusterState {
@@ -254,6 +271,23 @@ impl Cluster {
         answer.unwrap_or(Err(KafkaError::Canceled))
     }
 
+    /// Why brokers can't be reached: the admin client only says that it waited, so another client is listened to.
+    async fn complaint(&self) -> Option<String> {
+        let config = self.config.clone();
+        let listening = tokio::task::spawn_blocking(move || {
+            let complaints = Complaints::default();
+            let listener: BaseProducer<Complaints> = config.create_with_context(complaints.clone()).ok()?;
+            let begin = Instant::now();
+            while complaints.last().is_none() && begin.elapsed() < LISTEN {
+                // It connects in order to ask; the answer does not matter.
+                let _ = listener.client().fetch_metadata(None, LISTEN / 10);
+                listener.poll(LISTEN / 100);
+            }
+            complaints.last()
+        });
+        listening.await.ok().flatten()
+    }
+
     async fn all_lead(&self, topics: &[CreateTopic]) -> bool {
         let Ok(metadata) = self.fetch().await else { return false };
         topics.iter().all(|wanted| {
@@ -307,12 +341,7 @@ impl Cluster {
 
     fn fail(&self, action: &str, error: &KafkaError) -> ClusterError {
         let code = error.rdkafka_error_code();
-        // A timeout says nothing; what the client complained of meanwhile does.
-        let waited =
-            matches!(code, Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::BrokerTransportFailure));
-        let complaint = self.complaints.last().filter(|_| waited);
-        let reason = complaint.unwrap_or_else(|| code.map_or_else(|| error.to_string(), |code| code.to_string()));
-        self.fail_reason(action, reason, code)
+        self.fail_reason(action, code.map_or_else(|| error.to_string(), |code| code.to_string()), code)
     }
 
     fn fail_code(&self, action: &str, code: RDKafkaErrorCode) -> ClusterError {

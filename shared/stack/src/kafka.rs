@@ -12,7 +12,7 @@ use crate::folder::{Cluster, Folder};
 use crate::probe::Probe;
 use crate::tls::{self, Certificate, STORE_PASSWORD};
 use crate::unit::{Plan, Unit};
-use crate::{SaslSsl, StackConfig, StackError, User, artifacts};
+use crate::{SaslSsl, StackConfig, StackError, User, artifacts, metadata_log};
 
 /// Ports of one broker.
 #[derive(Debug, Clone, Copy)]
@@ -180,10 +180,12 @@ fn formatted(folder: &Folder, cluster: &Cluster, id: i32, data: &Path) -> Result
     let text =
         fs::read_to_string(&meta).map_err(|error| corrupt(format!("{} can't be read: {error}", meta.display())))?;
     let has = |key: &str, value: &str| text.lines().any(|line| line.trim() == format!("{key}={value}"));
-    if has("cluster.id", &cluster.id) && has("node.id", &id.to_string()) {
-        Ok(true)
-    } else {
-        Err(corrupt(format!("{} does not belong to cluster {}, broker {id}", meta.display(), cluster.id)))
+    if !has("cluster.id", &cluster.id) || !has("node.id", &id.to_string()) {
+        return Err(corrupt(format!("{} does not belong to cluster {}, broker {id}", meta.display(), cluster.id)));
+    }
+    match metadata_log::damage(data) {
+        Some(damage) => Err(corrupt(damage)),
+        None => Ok(true),
     }
 }
 

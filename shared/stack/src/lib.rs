@@ -12,6 +12,7 @@ mod error;
 mod folder;
 mod kafka;
 mod machine;
+mod metadata_log;
 mod ports;
 mod probe;
 mod process;

@@ -37,6 +37,12 @@ impl Probe {
     }
 }
 
+/// Programs install a provider of TLS first thing; a test that starts a stack may not have.
+pub(crate) fn have_tls() {
+    // Fails only when one is installed, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// A client that says nothing: until a broker answers, its complaints are expected.
 struct Silent;
 
@@ -60,6 +66,7 @@ fn ask_broker(id: i32, client: Vec<(String, String)>) -> Result<(), String> {
 }
 
 async fn ask_registry(url: &str) -> Result<(), String> {
+    have_tls();
     let client = reqwest::Client::builder().timeout(ATTEMPT).build().map_err(|error| error.to_string())?;
     let answer = client.get(format!("{url}/subjects")).send().await.map_err(|error| error.to_string())?;
     let status = answer.status();

@@ -142,8 +142,9 @@ impl SchemaRegistry {
     /// A client; nothing is asked yet.
     ///
     /// # Errors
-    /// When no TLS provider is installed.
+    /// When the client can't be made.
     pub fn new(access: RegistryAccess) -> Result<Self, SchemaError> {
+        crate::probe::have_tls();
         let client = reqwest::Client::builder().timeout(TIMEOUT).build();
         let client = client.map_err(|error| SchemaError::Registry { url: access.url.clone(), reason: said(&error) })?;
         let access = RegistryAccess { url: access.url.trim_end_matches('/').to_owned(), ..access };

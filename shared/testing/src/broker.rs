@@ -32,6 +32,8 @@ impl Broker {
     /// A broker of the test's own, for tests that hurt it.
     pub fn start(change: impl FnOnce(StackConfig) -> StackConfig) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
+        // The probe of the registry speaks HTTP; a second installation is refused and harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         remove_stale_folders();
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("weir-test-{}-{count}", std::process::id()));
@@ -117,9 +119,10 @@ fn remove_stale_folders() {
         let name = entry.file_name();
         let pid =
             name.to_str().and_then(|name| name.strip_prefix("weir-test-")?.split('-').next()?.parse::<u32>().ok());
-        let old = entry.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|modified| {
-            modified.elapsed().is_ok_and(|age| age > Duration::from_secs(3_600))
-        });
+        let old = entry
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > Duration::from_secs(3_600)));
         if old && pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists() && cfg!(target_os = "linux")) {
             let _ = std::fs::remove_dir_all(entry.path());
         }

@@ -6,12 +6,14 @@
 
 mod broker;
 mod delivery;
+mod pipeline;
 mod proxy;
 mod service;
 mod topics;
 
 pub use broker::{Broker, TestTopics, eventually};
 pub use delivery::{delivery, delivery_at};
+pub use pipeline::{Pipeline, StoredPoint, program};
 pub use proxy::{Swallow, TransactionProxy};
 pub use service::Process;
 pub use topics::{Isolation, Stored};

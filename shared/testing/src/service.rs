@@ -70,6 +70,13 @@ impl Process {
         self.running.as_mut()?.ended()
     }
 
+    /// The most memory it ever held, bytes (VmHWM of /proc/PID/status); nothing where that is unknown.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.as_ref()?.id().pid)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+    }
+
     /// What it wrote.
     pub fn output(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

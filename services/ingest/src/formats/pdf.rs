@@ -65,7 +65,30 @@ fn open(bytes: &[u8]) -> Result<Document, Refusal> {
     if document.is_encrypted() {
         document.decrypt("").map_err(|_| locked())?;
     }
+    smooth(&mut document);
     Ok(document)
+}
+
+/// Takes away what pdf-extract stumbles over: pictures, which it would read as if they were pages, and pages of
+/// unknown size.
+fn smooth(document: &mut Document) {
+    for object in document.objects.values_mut() {
+        if let Object::Stream(stream) = object
+            && stream.dict.get(b"Subtype").and_then(Object::as_name).is_ok_and(|name| name == b"Image")
+        {
+            stream.dict.remove(b"Filter");
+            stream.dict.remove(b"DecodeParms");
+            stream.set_content(Vec::new());
+        }
+    }
+    let root = document.catalog().and_then(|catalog| catalog.get(b"Pages")).and_then(Object::as_reference);
+    if let Ok(root) = root
+        && let Ok(tree) = document.get_dictionary_mut(root)
+        && !tree.has(b"MediaBox")
+    {
+        let letter: Vec<Object> = [0, 0, 612, 792].map(Object::Integer).into();
+        tree.set("MediaBox", letter);
+    }
 }
 
 /// A page's characters; pdf-extract panics on damage that other readers tolerate, so there is a second, simpler way.

@@ -258,7 +258,7 @@ async fn send_all(
             let lag = lag::measure(&context.kafka).await?;
             let waits: Vec<_> = lag
                 .iter()
-                .filter(|stage| stage.records > 0)
+                .filter(|stage| stage.is_behind())
                 .map(|stage| format!("{} ({} records)", stage.stage, stage.records))
                 .collect();
             Err(eyre!(

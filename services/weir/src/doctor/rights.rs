@@ -59,6 +59,17 @@ pub async fn check(
     }
 }
 
+/// The first error that polling brings within [`FETCH`].
+fn poll_error(consumer: &BaseConsumer<Complaints>) -> Option<KafkaError> {
+    let begin = Instant::now();
+    while begin.elapsed() < FETCH {
+        if let Some(Err(error)) = consumer.poll(Duration::from_millis(100)) {
+            return Some(error);
+        }
+    }
+    None
+}
+
 /// How to give the configured user a right on everything under the prefix.
 pub fn grant(context: &Context, operation: &str, resource: &str) -> String {
     let user = context.kafka.properties.get("sasl.username").map_or("USER", String::as_str);
@@ -113,20 +124,24 @@ impl Trial {
         let topic = self.topic.clone().unwrap_or_else(|| self.id.clone());
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition(&topic, 0);
-        consumer
-            .committed_offsets(partitions.clone(), TIMEOUT)
-            .map_err(|error| self.refuse("read the offsets of a group", &error, &complaints, "group"))?;
+        if let Err(error) = consumer.committed_offsets(partitions.clone(), TIMEOUT / 2) {
+            // It only says that it waited; what it waited for comes by polling.
+            let telling = poll_error(&consumer);
+            return Err(self.refuse(
+                "read the offsets of a group",
+                telling.as_ref().unwrap_or(&error),
+                &complaints,
+                "group",
+            ));
+        }
         if self.topic.is_none() {
             return Ok(false);
         }
         let at_end =
             partitions.set_partition_offset(&topic, 0, Offset::End).and_then(|()| consumer.assign(&partitions));
         at_end.map_err(|error| self.refuse("read", &error, &complaints, "read"))?;
-        let begin = Instant::now();
-        while begin.elapsed() < FETCH {
-            if let Some(Err(error)) = consumer.poll(Duration::from_millis(100)) {
-                return Err(self.refuse(&format!("read {topic}"), &error, &complaints, "read"));
-            }
+        if let Some(error) = poll_error(&consumer) {
+            return Err(self.refuse(&format!("read {topic}"), &error, &complaints, "read"));
         }
         Ok(true)
     }
