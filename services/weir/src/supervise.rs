@@ -274,6 +274,8 @@ mod tests {
     }
 
     fn write(data: &Path, instances: Vec<Instance>) {
+        // As the program does first; the probes' client needs it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         std::fs::create_dir_all(fleet::folder(data)).unwrap();
         std::fs::create_dir_all(fleet::logs(data)).unwrap();
         Plan { config: data.join("config.toml"), instances }.write(data).unwrap();
