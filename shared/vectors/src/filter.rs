@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use qdrant_client::qdrant::{Condition, Filter, Range};
+use qdrant_client::qdrant::r#match::MatchValue;
+use qdrant_client::qdrant::{Condition, FieldCondition, Filter, Match, Range};
 use weir_contracts::{DocumentId, Revision, TenantId};
 
 use crate::collection::DENSE;
@@ -45,8 +46,10 @@ pub(crate) fn all_chunks() -> Filter {
     Filter::must([Condition::has_vector(DENSE)])
 }
 
+/// `field == value`. By hand: the client's own conversion makes a search for words of a value with a space in it.
 pub(crate) fn keyword(field: &str, value: &str) -> Condition {
-    Condition::matches(field, value.to_owned())
+    let wanted = Match { match_value: Some(MatchValue::Keyword(value.to_owned())) };
+    FieldCondition { key: field.to_owned(), r#match: Some(wanted), ..FieldCondition::default() }.into()
 }
 
 pub(crate) fn integer(field: &str, value: i64) -> Condition {
