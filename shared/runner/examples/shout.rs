@@ -1,3 +1,5 @@
+//! A service that shouts.
+
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
 use weir_runner::{KafkaConfig, Registry, RegistryConfig, Runner, RunnerConfig};
@@ -18,6 +20,7 @@ impl Stage for Shout {
     }
 }
 
+/// Runs until `stop` is cancelled.
 pub async fn run(kafka: KafkaConfig, stop: CancellationToken) -> Result<(), Box<dyn std::error::Error>> {
     let registry = Registry::new(&RegistryConfig::default(), &kafka.prefix)?;
     let config = RunnerConfig { instance: "shout-0".into(), ..RunnerConfig::default() };

@@ -21,7 +21,9 @@ pub(crate) fn client_config(kafka: &KafkaConfig) -> ClientConfig {
         // The default of 100 ms is paid after every CONCURRENT_TRANSACTIONS answer.
         .set("retry.backoff.ms", "10")
         .set("reconnect.backoff.max.ms", "2000")
-        .set("topic.metadata.refresh.interval.ms", "30000");
+        .set("topic.metadata.refresh.interval.ms", "30000")
+        // Producers ask for topics that are not there to be created, unless told otherwise; `weir topics apply` does it.
+        .set("allow.auto.create.topics", "false");
     for (name, value) in &kafka.properties {
         config.set(name, value);
     }

@@ -44,7 +44,7 @@ pub(crate) struct Committer {
 
 /// How records are produced.
 pub(crate) enum Producing {
-    Transactions(TransactionalProducer),
+    Transactions(Box<TransactionalProducer>),
     #[cfg(feature = "at-least-once")]
     AtLeastOnce(crate::transaction::PlainProducer),
 }

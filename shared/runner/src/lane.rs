@@ -77,7 +77,8 @@ impl OwnedLane {
                     turn.records += 1;
                     self.push(topic, &message);
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => self.at_end = self.buffer.is_empty(),
+                // What waits in the buffer came before it.
+                Some(Err(KafkaError::PartitionEOF(_))) => self.at_end = true,
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                     turn.fatal = Some(code.to_string());
                     break;

@@ -11,7 +11,7 @@ use weir_contracts::{Topic, dead_letter_topic};
 use weir_stage::Stage;
 
 use crate::assignment::GroupContext;
-use crate::client::consumer_config;
+use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::commit::{Committer, Producing};
 use crate::engine::Engine;
 use crate::ownership::Ownership;
@@ -19,6 +19,9 @@ use crate::process::Processor;
 use crate::reader::partitions;
 use crate::transaction::TransactionalProducer;
 use crate::{KafkaConfig, Registry, RunnerConfig, StageStatus};
+
+/// A loop that stands still for less than this is only slow.
+const LEAST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The runner can't go on; the service exits with an error and starts again.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,9 @@ impl Runner {
         let fail = |reason: String| RunnerError { stage: name.to_owned(), reason };
         let (batches, batch_receiver) = tokio::sync::mpsc::channel(1);
         let (done_sender, done) = mpsc::channel();
+        let grace = Duration::from_millis(self.config.grace_ms);
+        let limit = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
+        let watched = Arc::clone(&self.status);
         let ownership = Arc::new(Ownership::default());
         let stop = CancellationToken::new();
         let processor = Processor {
@@ -113,13 +119,22 @@ impl Runner {
         let wake = thread.thread().clone();
         let waker = wake.clone();
         let processing = tokio::spawn(processor.run(batch_receiver, done_sender, wake));
-        let notice = tokio::spawn(async move {
+        let patience = grace + CALL_TIMEOUT;
+        let overdue = async move {
             shutdown.cancelled().await;
             waker.unpark();
-        });
-        let outcome = result.await.unwrap_or_else(|_| Err("the loop panicked; see the log".into()));
+            tokio::time::sleep(patience).await;
+        };
+        let still = standstill(Arc::clone(&watched), limit);
+        let outcome = tokio::select! {
+            stood = still => Err(format!("the loop has stood still for {} s inside a call to Kafka's client", stood.as_secs())),
+            outcome = result => outcome.unwrap_or_else(|_| Err("the loop panicked; see the log".into())),
+            () = overdue => {
+                tracing::warn!(stage = name, "Kafka does not answer: what was not committed will be done again");
+                Ok(())
+            }
+        };
         stop.cancel();
-        notice.abort();
         processing.abort();
         outcome.map_err(fail)
     }
@@ -218,7 +233,20 @@ impl Runner {
             named => named.to_owned(),
         };
         let id = format!("{group}.{instance}");
-        Ok(Producing::Transactions(TransactionalProducer::new(&self.kafka, &self.config, id)?))
+        let producer = TransactionalProducer::new(&self.kafka, &self.config, id)?;
+        Ok(Producing::Transactions(Box::new(producer)))
+    }
+}
+
+/// Ends when the loop has stood still for `limit`, which no call to Kafka should take: each has a timeout. Then the service
+/// exits, and whoever starts it again gets a client that works.
+async fn standstill(status: Arc<StageStatus>, limit: Duration) -> Duration {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let still = status.stands_still_for();
+        if still > limit {
+            return still;
+        }
     }
 }
 

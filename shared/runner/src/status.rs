@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use weir_contracts::Lane;
 
@@ -55,6 +56,8 @@ impl std::fmt::Display for PauseReason {
 /// State of one stage of a service, for health checks and tests.
 #[derive(Debug, Default)]
 pub struct StageStatus {
+    /// When the loop last went round; none before it begins.
+    turned: Mutex<Option<Instant>>,
     joined: AtomicBool,
     unavailable: Mutex<Option<PauseReason>>,
     lanes: Mutex<BTreeMap<Lane, Option<PauseReason>>>,
@@ -77,6 +80,16 @@ impl StageStatus {
             }
         }
         lanes
+    }
+
+    /// The loop goes round.
+    pub(crate) fn turn(&self) {
+        *lock(&self.turned) = Some(Instant::now());
+    }
+
+    /// How long ago the loop last went round; zero before it begins.
+    pub(crate) fn stands_still_for(&self) -> Duration {
+        lock(&self.turned).map_or(Duration::ZERO, |turned| turned.elapsed())
     }
 
     pub(crate) fn joined(&self, joined: bool) {

@@ -1,0 +1,170 @@
+//! Lanes that come, go and stop.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use metrics::counter;
+use rdkafka::consumer::Consumer;
+use rdkafka::{Offset, TopicPartitionList};
+use weir_contracts::Lane;
+
+use super::{Engine, runs};
+use crate::assignment::{Position, positions};
+use crate::commit::insist;
+use crate::lane::OwnedLane;
+use crate::process::{Prepared, Verdict};
+use crate::transaction::TransactionError;
+use crate::{PauseReason, metric};
+
+impl Engine {
+    pub(super) fn assigned(&mut self, lanes: &[Lane]) -> Result<(), String> {
+        let found = insist(self.stage, "reading committed positions", || {
+            positions(&self.consumer, &self.input, lanes)
+                .map_err(|error| TransactionError::Ambiguous(error.to_string()))
+        })?;
+        let mut list = TopicPartitionList::with_capacity(found.len());
+        for (lane, position) in &found {
+            let (Position::At(offset) | Position::Gap { to: offset, .. }) = position;
+            list.add_partition_offset(&self.input, lane.0, Offset::Offset(*offset)).map_err(|e| e.to_string())?;
+        }
+        self.consumer.incremental_assign(&list).map_err(|error| error.to_string())?;
+        for (lane, position) in found {
+            let queue = self.consumer.split_partition_queue(&self.input, lane.0).map(|mut queue| {
+                let thread = std::thread::current();
+                queue.set_nonempty_callback(move || thread.unpark());
+                queue
+            });
+            let (Position::At(offset) | Position::Gap { from: offset, .. }) = position;
+            self.lanes.insert(lane, OwnedLane::new(self.ownership.assign(lane), queue, offset));
+            self.status.owned(lane);
+            if let Position::Gap { from, to } = position {
+                self.stop_at_gap(lane, from, to);
+            }
+        }
+        counter!(metric::REBALANCES, "stage" => self.stage, "kind" => "assigned").increment(1);
+        tracing::info!(stage = self.stage, lanes = ?lanes.iter().map(|lane| lane.0).collect::<Vec<_>>(), "lanes assigned");
+        self.status.joined(true);
+        Ok(())
+    }
+
+    pub(super) fn revoked(&mut self, lanes: &[Lane]) -> Result<(), String> {
+        let lost = self.consumer.assignment_lost();
+        if !lost {
+            self.finish_within_grace(lanes)?;
+        }
+        let mut list = TopicPartitionList::with_capacity(lanes.len());
+        for lane in lanes {
+            self.ownership.revoke(*lane);
+            self.lanes.remove(lane);
+            self.status.gone(*lane);
+            self.clear_gauges(*lane);
+            list.add_partition(&self.input, lane.0);
+        }
+        let before = self.ready.len();
+        self.ready.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
+        if self.ready.len() < before {
+            // The open transaction holds records of lanes that others have now.
+            self.committer.abort()?;
+            self.produced = 0;
+        }
+        self.consumer.incremental_unassign(&list).map_err(|error| error.to_string())?;
+        let kind = if lost { "lost" } else { "revoked" };
+        counter!(metric::REBALANCES, "stage" => self.stage, "kind" => kind).increment(1);
+        tracing::info!(stage = self.stage, kind, lanes = ?lanes.iter().map(|lane| lane.0).collect::<Vec<_>>(), "lanes gone");
+        Ok(())
+    }
+
+    /// Work of lanes that go away may finish, for a bounded time, and is committed before they are given up.
+    pub(super) fn finish_within_grace(&mut self, lanes: &[Lane]) -> Result<(), String> {
+        let deadline = Instant::now() + Duration::from_millis(self.config.grace_ms);
+        let running = |engine: &Self| {
+            let busy = lanes.iter().any(|lane| engine.lanes.get(lane).is_some_and(|lane| lane.in_flight > 0));
+            engine.processing && busy && !engine.status.is_unavailable()
+        };
+        while running(self) && Instant::now() < deadline {
+            match self.done.recv_timeout(Duration::from_millis(20)) {
+                Ok(processed) => self.finished(processed)?,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err("the processor has stopped".into()),
+            }
+        }
+        // Once: the group waits for this answer, and may have left this member behind already.
+        if self.ready.iter().any(|prepared| lanes.contains(&prepared.raw.at.lane)) {
+            self.try_commit()?;
+        }
+        Ok(())
+    }
+
+    /// Reading failed: when the position is not in the log any more, the lane stops and says which records are gone.
+    pub(super) fn check_gap(&mut self, lane: Lane) {
+        let Some(owned) = self.lanes.get(&lane) else { return };
+        let next = owned.next_read;
+        match self.consumer.fetch_watermarks(&self.input, lane.0, crate::client::CALL_TIMEOUT) {
+            Ok((low, high)) if next < low || next > high => {
+                self.stop_at_gap(lane, next, low.min(high));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(stage = self.stage, lane = lane.0, %error, "watermarks"),
+        }
+    }
+
+    pub(super) fn stop_at_gap(&mut self, lane: Lane, from: i64, to: i64) {
+        tracing::error!(
+            stage = self.stage,
+            topic = %self.input,
+            lane = lane.0,
+            from,
+            to,
+            "lane stopped: records {from}..{to} of {}/{lane} are gone from the log and were never processed. To accept \
+             the loss, stop every instance of this stage and run: kafka-consumer-groups --group {} --topic {}:{lane} \
+             --reset-offsets --to-earliest --execute",
+            self.input,
+            self.committer.group,
+            self.input,
+        );
+        self.stop_lane(lane, PauseReason::Gap { from, to });
+    }
+
+    pub(super) fn stop_lane(&mut self, lane: Lane, reason: PauseReason) {
+        if let Some(owned) = self.lanes.get_mut(&lane) {
+            owned.stopped = true;
+        }
+        self.status.stopped(lane, reason);
+    }
+
+    /// Leaves out lanes that reject nearly everything: their records stay where they are, uncommitted.
+    pub(super) fn stop_floods(&mut self, finished: &mut Vec<Prepared>) {
+        let mut flooded: BTreeMap<Lane, String> = BTreeMap::new();
+        for run in runs(finished) {
+            let Some(lane) = run.first().map(|prepared| prepared.raw.at.lane) else { continue };
+            let Some(owned) = self.lanes.get_mut(&lane) else { continue };
+            let rejected = |prepared: &Prepared| matches!(prepared.verdict, Verdict::Rejected(_));
+            if !run.iter().any(rejected) {
+                owned.flood.count_good(run.len(), &self.config);
+                continue;
+            }
+            for prepared in run {
+                if let Some(counted) = owned.flood.count(rejected(prepared), &self.config) {
+                    flooded.entry(lane).or_insert(counted);
+                }
+            }
+        }
+        for (lane, counted) in flooded {
+            finished.retain(|prepared| prepared.raw.at.lane != lane);
+            if let Some(owned) = self.lanes.get_mut(&lane) {
+                owned.discard();
+            }
+            // What is being processed of it now would leave a hole: it is not ours to commit any more.
+            self.ownership.revoke(lane);
+            tracing::error!(
+                stage = self.stage,
+                topic = %self.input,
+                lane = lane.0,
+                "lane stopped: {counted}. The cause is probably not the records. Nothing was lost: fix the cause and \
+                 restart the service"
+            );
+            self.stop_lane(lane, PauseReason::Flood { reason: counted });
+        }
+    }
+}

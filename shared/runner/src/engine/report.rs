@@ -1,0 +1,112 @@
+//! What the loop says of its work.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use metrics::{counter, gauge, histogram};
+use rdkafka::consumer::Consumer;
+use weir_contracts::{Lane, header};
+
+use super::{Engine, runs};
+use crate::metric;
+use crate::process::{Prepared, Verdict, count};
+
+/// Tenants with a label of their own.
+const MAX_TENANT_LABELS: usize = 50;
+
+impl Engine {
+    pub(super) fn committed(&mut self, ready: &[Prepared], next: &BTreeMap<Lane, i64>) {
+        for (lane, position) in next {
+            if let Some(owned) = self.lanes.get_mut(lane) {
+                owned.committed = *position;
+                owned.oldest_in_flight = None;
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (mut emitted, mut skipped, mut rejected, mut outputs) = (0u64, 0u64, 0u64, 0u64);
+        for run in runs(ready) {
+            if let Some(owned) = run.first().and_then(|prepared| self.lanes.get_mut(&prepared.raw.at.lane)) {
+                owned.in_flight = owned.in_flight.saturating_sub(run.len());
+            }
+        }
+        for prepared in ready {
+            outputs += prepared.outputs.len() as u64;
+            match &prepared.verdict {
+                Verdict::Emitted => emitted += 1,
+                Verdict::Skipped(reason) => {
+                    skipped += 1;
+                    counter!(metric::SKIPPED, "stage" => self.stage, "reason" => *reason).increment(1);
+                }
+                Verdict::Rejected(failure) => {
+                    rejected += 1;
+                    outputs += 1;
+                    counter!(metric::REJECTED, "stage" => self.stage, "class" => failure.class).increment(1);
+                }
+            }
+            if let Some(tenant) = prepared.raw.headers.text(header::TENANT) {
+                let tenant = self.tenant_label(tenant);
+                let written = Duration::from_millis(u64::try_from(prepared.raw.timestamp).unwrap_or(0));
+                histogram!(metric::LATENCY_SECONDS, "stage" => self.stage, "tenant" => tenant)
+                    .record(now.saturating_sub(written).as_secs_f64());
+            }
+        }
+        for (outcome, n) in [("emitted", emitted), ("skipped", skipped), ("rejected", rejected)] {
+            if n > 0 {
+                counter!(metric::RECORDS, "stage" => self.stage, "outcome" => outcome).increment(n);
+            }
+        }
+        counter!(metric::OUTPUTS, "stage" => self.stage).increment(outputs);
+    }
+
+    /// A label for a tenant; a bounded number of them, so that a flood of tenants can't flood the metrics.
+    pub(super) fn tenant_label(&mut self, tenant: &str) -> &'static str {
+        if let Some(label) = self.tenants.get(tenant) {
+            return label;
+        }
+        if self.tenants.len() >= MAX_TENANT_LABELS {
+            return "other";
+        }
+        // At most MAX_TENANT_LABELS short strings live as long as the process.
+        let label: &'static str = Box::leak(tenant.to_owned().into_boxed_str());
+        self.tenants.insert(tenant.to_owned(), label);
+        label
+    }
+
+    pub(super) fn report(&mut self) {
+        let Some(statistics) = self.consumer.context().take_statistics() else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let partitions = statistics.topics.get(&*self.input).map(|topic| &topic.partitions);
+        for (lane, owned) in &self.lanes {
+            let label = lane.to_string();
+            if let Some(partition) = partitions.and_then(|partitions| partitions.get(&lane.0)) {
+                let lag = (partition.hi_offset - owned.committed).max(0);
+                let unstable = (partition.hi_offset - partition.ls_offset).max(0);
+                gauge!(metric::LAG_RECORDS, "stage" => self.stage, "lane" => label.clone()).set(signed(lag));
+                gauge!(metric::UNSTABLE_RECORDS, "stage" => self.stage, "lane" => label.clone()).set(signed(unstable));
+            }
+            let age = owned
+                .oldest_uncommitted()
+                .and_then(|millis| u64::try_from(millis).ok())
+                .map_or(0.0, |millis| now.saturating_sub(Duration::from_millis(millis)).as_secs_f64());
+            gauge!(metric::OLDEST_UNREAD_SECONDS, "stage" => self.stage, "lane" => label).set(age);
+        }
+        let in_flight = self.lanes.values().map(|lane| lane.in_flight + lane.waiting()).sum();
+        gauge!(metric::IN_FLIGHT, "stage" => self.stage).set(count(in_flight));
+        gauge!(metric::LANES, "stage" => self.stage).set(count(self.lanes.len()));
+        let reasons = self.status.lanes();
+        for label in ["unavailable", "gap", "flood"] {
+            let paused = reasons.values().flatten().filter(|reason| reason.label() == label).count();
+            gauge!(metric::PAUSED_LANES, "stage" => self.stage, "reason" => label).set(count(paused));
+        }
+    }
+
+    pub(super) fn clear_gauges(&self, lane: Lane) {
+        for name in [metric::LAG_RECORDS, metric::UNSTABLE_RECORDS, metric::OLDEST_UNREAD_SECONDS] {
+            gauge!(name, "stage" => self.stage, "lane" => lane.to_string()).set(0.0);
+        }
+    }
+}
+
+fn signed(n: i64) -> f64 {
+    u32::try_from(n).map_or(f64::from(u32::MAX), f64::from)
+}
