@@ -107,6 +107,14 @@ async fn points_are_written_read_changed_and_deleted() {
         let vectors = third.vectors.clone().unwrap();
         assert!(vectors.get_vector_by_name("dense").is_some() && vectors.get_vector_by_name("text").is_some());
 
+        // Payloads come unasked from a scroll, and from nothing else; vectors from nothing.
+        let unasked = client.scroll(ScrollPointsBuilder::new(&name).limit(1)).await.unwrap().result;
+        assert!(!unasked[0].payload.is_empty() && unasked[0].vectors.is_none());
+        let unasked = client.get_points(GetPointsBuilder::new(&name, vec![3.into()])).await.unwrap().result;
+        assert!(unasked[0].payload.is_empty() && unasked[0].vectors.is_none());
+        let query = QueryPointsBuilder::new(&name).query(vec![1.0_f32, 0.0, 0.0]).using("dense").limit(1);
+        assert!(client.query(query).await.unwrap().result[0].payload.is_empty());
+
         let mut seen = Vec::new();
         let mut offset = None;
         loop {
@@ -330,6 +338,13 @@ async fn hybrid_search_fuses_the_legs_by_reciprocal_rank() {
         }
         let found = ranked(&client, legs().query(Fusion::Rrf).limit(2)).await;
         assert_eq!(found.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1]);
+        let found = ranked(&client, legs().query(Fusion::Rrf).limit(2).offset(1)).await;
+        assert_eq!(found.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3]);
+        // A filter of the whole holds in the legs, too: what it hides takes no rank.
+        let without = Filter::must_not([Condition::has_id([2_u64])]);
+        let found = ranked(&client, legs().query(Query::new_rrf(RrfBuilder::default().k(2))).filter(without)).await;
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(close(found[0].1, 1.0 / 2.0 + 1.0 / 3.0) && close(found[1].1, 1.0 / 2.0 + 1.0 / 3.0), "{found:?}");
     })
     .await;
 }

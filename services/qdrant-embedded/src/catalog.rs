@@ -68,6 +68,14 @@ struct Names {
     aliases: BTreeMap<String, String>,
 }
 
+impl Names {
+    fn check_alias(&self, alias: &str) -> Result<(), Status> {
+        check_name(alias)?;
+        let taken = self.collections.contains_key(alias);
+        if taken { Err(invalid(format!("{alias:?} is the name of a collection"))) } else { Ok(()) }
+    }
+}
+
 impl Catalog {
     /// Opens a data folder, and takes it.
     pub fn open(root: &Path) -> Result<Arc<Self>, CatalogError> {
@@ -142,17 +150,14 @@ impl Catalog {
         for action in actions {
             match action {
                 Action::CreateAlias(create) => {
-                    check_name(&create.alias_name)?;
-                    if names.collections.contains_key(&create.alias_name) {
-                        return Err(invalid(format!("{:?} is the name of a collection", create.alias_name)));
-                    }
+                    names.check_alias(&create.alias_name)?;
                     if !names.collections.contains_key(&create.collection_name) {
                         return Err(no_collection(&create.collection_name));
                     }
                     aliases.insert(create.alias_name, create.collection_name);
                 }
                 Action::RenameAlias(rename) => {
-                    check_name(&rename.new_alias_name)?;
+                    names.check_alias(&rename.new_alias_name)?;
                     let target =
                         aliases.remove(&rename.old_alias_name).ok_or_else(|| no_alias(&rename.old_alias_name))?;
                     aliases.insert(rename.new_alias_name, target);

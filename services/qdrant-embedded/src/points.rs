@@ -20,7 +20,7 @@ use qdrant_client::qdrant::{
 use qdrant_edge::{
     ConditionalInsertOperation, CountRequest, CreateIndex, FieldIndexOperations, Filter, PayloadOps, PointId,
     PointInsertOperations, PointOperations, Record, ScoredPoint, ScrollRequest, SetPayloadOp, UpdateMode,
-    UpdateOperation,
+    UpdateOperation, WithPayloadInterface,
 };
 use tonic::{Request, Response, Status};
 
@@ -235,7 +235,11 @@ impl Points for PointsApi {
             offset: message.offset.map(|id| point_id(Some(id))).transpose()?,
             limit: Some(usize::try_from(limit).map_err(internal)?),
             filter: filter::optional(message.filter)?,
-            with_payload: Some(payload::with_payload(message.with_payload)?),
+            // Unlike the other reads a scroll brings payloads when nothing is said, as in Qdrant.
+            with_payload: match message.with_payload {
+                None => Some(WithPayloadInterface::Bool(true)),
+                selector => Some(payload::with_payload(selector)?),
+            },
             with_vector: vector::with_vectors(message.with_vectors),
             order_by: None,
         };

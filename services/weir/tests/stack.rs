@@ -1,9 +1,10 @@
 //! `weir stack` and `weir doctor` as a user meets them: the program, real processes.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -57,8 +58,12 @@ impl Drop for Down<'_> {
 fn up_twice_is_harmless_a_killed_supervisor_leaves_nothing_and_up_recovers() {
     let data = tempfile::tempdir().unwrap();
     let _down = Down(data.path());
-    let first = json(&done(stack(data.path(), &["up", "--free-ports", "--json"])));
-    assert_eq!(first["already_running"], false);
+    // Both at the same moment: one starts it, the other waits for it.
+    let up = || stack(data.path(), &["up", "--free-ports", "--json"]);
+    let at_once = std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(|| json(&done(up())))).map(|up| up.join()));
+    let [first, other] = at_once.map(Result::unwrap);
+    assert_eq!(first["endpoints"], other["endpoints"]);
+    assert!(first["already_running"] != other["already_running"], "{first} {other}");
     let second = json(&done(stack(data.path(), &["up", "--free-ports", "--json"])));
     assert_eq!(second["already_running"], true);
     assert_eq!(first["endpoints"], second["endpoints"]);
@@ -96,6 +101,24 @@ fn up_twice_is_harmless_a_killed_supervisor_leaves_nothing_and_up_recovers() {
     done(stack(data.path(), &["down"]));
     assert!(!state.supervisor.alive() && state.services.iter().all(|service| !service.process.unwrap().alive()));
     assert!(said(&done(stack(data.path(), &["down"]))).contains("No stack ran"));
+
+    // One that is only being prepared is ended, too.
+    let mut begun = up().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    within(20, "the supervisor says that it is there", || StackState::read(data.path()).is_some());
+    let supervisor = StackState::read(data.path()).unwrap().supervisor;
+    done(stack(data.path(), &["down"]));
+    assert!(!supervisor.alive() && !begun.wait().unwrap().success());
+
+    // What the supervisor finds wrong, whoever called `up` is told.
+    std::fs::write(data.path().join("stack/cluster.json"), "{").unwrap();
+    let broken = up().output().unwrap();
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(
+        said(&broken).contains("cluster.json") && said(&broken).contains("remove that folder"),
+        "{}",
+        said(&broken)
+    );
+    assert!(StackState::read(data.path()).is_none());
 }
 
 #[test]
@@ -132,14 +155,17 @@ fn user(name: &str, superuser: bool) -> User {
     User { name: name.into(), password: format!("{name}-secret"), superuser }
 }
 
-/// Findings of Kafka as `area/check: level`.
+/// Findings of Kafka: check, level, and what is said.
 fn doctor(stack: &Stack, data: &Path, user: &User) -> Vec<(String, String, String)> {
-    let output = secured(stack, data, user, &["doctor", "--json"]).output().unwrap();
-    let findings = json(&output)["findings"].as_array().unwrap().clone();
+    findings(&mut secured(stack, data, user, &["doctor", "--json"]), "kafka")
+}
+
+fn findings(doctor: &mut Command, area: &str) -> Vec<(String, String, String)> {
+    let findings = json(&doctor.output().unwrap())["findings"].as_array().unwrap().clone();
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
     findings
         .iter()
-        .filter(|finding| finding["area"] == "kafka")
+        .filter(|finding| finding["area"] == area)
         .map(|finding| {
             let more = format!("{} -> {}", text(finding, "says"), text(finding, "fix"));
             (text(finding, "check"), text(finding, "level"), more)
@@ -204,4 +230,46 @@ async fn the_doctor_finds_over_sasl_ssl_what_is_wrong_and_what_to_do() {
     assert_eq!(level, "fail");
     assert!(more.to_lowercase().contains("authentication") && more.contains("sasl.password"), "{more}");
     stack.stop().await;
+}
+
+/// A Qdrant that asks for a key; ended with the test.
+struct Qdrant(Child, String);
+
+impl Qdrant {
+    fn start(data: &Path, key: &str) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_weir")).with_file_name("qdrant-embedded");
+        let mut command = Command::new(program);
+        command.arg("--data").arg(data).args(["--listen", "127.0.0.1:0", "--api-key", key]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().rsplit(' ').next().unwrap().to_owned();
+        Self(child, format!("http://{address}"))
+    }
+}
+
+impl Drop for Qdrant {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_doctor_says_when_qdrant_wants_another_key() {
+    let data = tempfile::tempdir().unwrap();
+    let qdrant = Qdrant::start(&data.path().join("qdrant"), "open-sesame");
+    let doctor = &|key: &str| {
+        let elsewhere = ["--kafka", "127.0.0.1:9", "--registry", "http://127.0.0.1:9", "--qdrant", &qdrant.1];
+        let mut command = weir(data.path(), &[&["doctor", "--json", "--qdrant-api-key", key][..], &elsewhere].concat());
+        findings(&mut command, "qdrant")
+    };
+    // At once: both wait for a Kafka that is not there.
+    let found = std::thread::scope(|scope| {
+        ["guessed", "open-sesame"].map(|key| scope.spawn(move || doctor(key))).map(|one| one.join())
+    });
+    let [found, known] = found.map(Result::unwrap);
+    let (_, _, more) = found.iter().find(|(check, level, _)| check == "rights" && level == "fail").unwrap();
+    assert!(more.contains("--qdrant-api-key"), "{more}");
+    assert!(known.iter().all(|(_, level, _)| level == "ok"), "{known:?}");
 }

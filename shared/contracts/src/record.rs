@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
+use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 use apache_avro::writer::datum::GenericDatumWriter;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -75,6 +76,21 @@ impl SchemaDef {
         let schema = Schema::parse_str(self.json)
             .map_err(|source| CodecError::Schema { name: self.name.to_owned(), source: Box::new(source) })?;
         Ok(self.parsed.get_or_init(|| schema))
+    }
+
+    /// Whether this schema reads all that was written with the one whose text is `writer` (BACKWARD); an error says
+    /// why not.
+    ///
+    /// # Errors
+    /// When it does not, or one of them is not valid Avro.
+    pub fn reads(&self, writer: &str) -> Result<(), String> {
+        let writer = Schema::parse_str(writer).map_err(|error| format!("the writer's schema is not valid: {error}"))?;
+        let own = self.schema().map_err(|error| error.to_string())?;
+        match SchemaCompatibility::can_read(&writer, own) {
+            Ok(Compatibility::Full) => Ok(()),
+            Ok(Compatibility::Partial) => Err("it reads some of what was written, not all".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

@@ -33,7 +33,10 @@ fn schema(path: &Path) -> Schema {
 }
 
 fn released() -> Vec<PathBuf> {
-    fs::read_dir(folder().join("released")).unwrap().map(|entry| entry.unwrap().path()).collect()
+    let versions: Vec<_> =
+        fs::read_dir(folder().join("released")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(!versions.is_empty(), "no released version to hold anything against");
+    versions
 }
 
 /// A JSON example as a value of the schema.

@@ -17,6 +17,9 @@ use rdkafka::producer::{BaseProducer, Producer};
 /// How long the cluster gets for one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a change of a topic may take until the brokers tell of it.
+const PROPAGATION: Duration = Duration::from_secs(5);
+
 /// How long a client that can't connect is listened to.
 const LISTEN: Duration = Duration::from_secs(3);
 
@@ -322,7 +325,22 @@ impl Cluster {
         for answer in answers.map_err(|error| self.fail(&action, &error))? {
             answer.map_err(|(_, code)| self.fail_code(&action, code))?;
         }
-        Ok(())
+        self.wait_until_set(name, changes).await
+    }
+
+    /// The controller has taken a change before every broker tells of it.
+    async fn wait_until_set(&self, name: &str, changes: &BTreeMap<String, String>) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + PROPAGATION;
+        let action = format!("read the settings of {name}");
+        loop {
+            let all = self.settings(&action, &[ResourceSpecifier::Topic(name)]).await?;
+            let settings = all.into_iter().next().map(|(_, settings)| settings).unwrap_or_default();
+            let is = |key: &String| settings.get(key).map(|now| &now.value);
+            if changes.iter().all(|(key, value)| is(key) == Some(value)) || Instant::now() >= deadline {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Adds partitions to a topic, up to `total`.

@@ -134,7 +134,8 @@ pub(crate) fn end_orphans(data: &Path) -> usize {
     orphans.len()
 }
 
-fn new_cluster_id() -> String {
+/// 22 letters and digits, as Kafka wants them.
+pub(crate) fn new_cluster_id() -> String {
     const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     // 128 bits are 21 whole base64 digits and two bits more.
     const LAST: &[u8] = b"AQgw";

@@ -12,7 +12,7 @@ use crate::folder::{Cluster, Folder};
 use crate::probe::Probe;
 use crate::tls::{self, Certificate, STORE_PASSWORD};
 use crate::unit::{Plan, Unit};
-use crate::{SaslSsl, StackConfig, StackError, User, artifacts, metadata_log};
+use crate::{SaslSsl, StackConfig, StackError, User, artifacts, machine, metadata_log};
 
 /// Ports of one broker.
 #[derive(Debug, Clone, Copy)]
@@ -129,6 +129,12 @@ pub(crate) fn explain(error: StackError, root: &Path) -> StackError {
         "Found unexpected cluster metadata",
         "fault while initializing",
     ];
+    if let StackError::Ended { tail, .. } = &error
+        && tail.contains("No space left on device")
+    {
+        // Kafka says it with the words for a broken folder, which removing the data would not mend.
+        return machine::check_disk(root).err().unwrap_or(error);
+    }
     match error {
         StackError::Ended { service, tail, .. } if SIGNS.iter().any(|sign| tail.contains(sign)) => {
             let reason = tail.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign))).unwrap_or_default();
@@ -219,7 +225,8 @@ fn format(
     fs::rename(&draft, data).map_err(StackError::io(format!("move {} into place", draft.display())))
 }
 
-fn properties(
+/// Properties of one broker.
+pub(crate) fn properties(
     config: &StackConfig,
     id: i32,
     all: &[BrokerPorts],
@@ -307,10 +314,15 @@ fn secured(security: &SaslSsl, certificate: &Certificate, own: &BrokerPorts) -> 
 }
 
 fn write_properties(path: &PathBuf, properties: &BTreeMap<String, String>) -> Result<(), StackError> {
+    fs::write(path, properties_file(properties)).map_err(StackError::io(format!("write {}", path.display())))
+}
+
+/// The text of a file with these properties, such as a broker's `server.properties`.
+#[must_use]
+pub fn properties_file(properties: &BTreeMap<String, String>) -> String {
     // Java's format: a backslash escapes.
     let line = |(key, value): (&String, &String)| format!("{key}={}\n", value.replace('\\', "\\\\"));
-    let text: String = properties.iter().map(line).collect();
-    fs::write(path, text).map_err(StackError::io(format!("write {}", path.display())))
+    properties.iter().map(line).collect()
 }
 
 const LOGGING: &str = "\

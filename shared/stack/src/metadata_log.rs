@@ -80,7 +80,7 @@ mod tests {
         let mut flipped = log.clone();
         *flipped.last_mut().unwrap() ^= 1;
         assert_eq!(first_damage(&flipped), Some(batch(b"first").len()));
-        assert_eq!(first_damage(&vec![0x5a; 200]), Some(0));
-        assert_eq!(first_damage(&vec![0; 200]), Some(0));
+        assert_eq!(first_damage(&[0x5a; 200]), Some(0));
+        assert_eq!(first_damage(&[0; 200]), Some(0));
     }
 }

@@ -14,17 +14,31 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 
 /// How to ask a service whether it works.
 #[derive(Debug, Clone)]
-pub(crate) enum Probe {
+pub enum Probe {
     /// Metadata from this very broker that lists it: it has registered with the controller and takes requests.
-    Broker { id: i32, client: Vec<(String, String)> },
+    Broker {
+        /// Number of the broker.
+        id: i32,
+        /// librdkafka properties that lead to it.
+        client: Vec<(String, String)>,
+    },
     /// The list of subjects.
-    Registry { url: String },
+    Registry {
+        /// Base URL of its Confluent API.
+        url: String,
+    },
     /// Health, and the list of collections.
-    Qdrant { url: String },
+    Qdrant {
+        /// URL of its gRPC.
+        url: String,
+    },
 }
 
 impl Probe {
-    /// Asks once; an error says what was wrong.
+    /// Asks once.
+    ///
+    /// # Errors
+    /// What was wrong.
     pub async fn ask(&self) -> Result<(), String> {
         match self {
             Self::Broker { id, client } => {
@@ -67,7 +81,7 @@ fn ask_broker(id: i32, client: Vec<(String, String)>) -> Result<(), String> {
 
 async fn ask_registry(url: &str) -> Result<(), String> {
     have_tls();
-    let client = reqwest::Client::builder().timeout(ATTEMPT).build().map_err(|error| error.to_string())?;
+    let client = reqwest::Client::builder().timeout(ATTEMPT).no_proxy().build().map_err(|error| error.to_string())?;
     let answer = client.get(format!("{url}/subjects")).send().await.map_err(|error| error.to_string())?;
     let status = answer.status();
     if !status.is_success() {

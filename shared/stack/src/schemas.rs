@@ -104,7 +104,7 @@ pub enum Verdict {
     New,
     /// Another version is registered, and this one can't read what it wrote.
     Incompatible {
-        /// What the registry says.
+        /// What the registry says, or Avro.
         reason: String,
     },
 }
@@ -129,6 +129,11 @@ pub struct SchemaRegistry {
 #[derive(Deserialize)]
 struct Id {
     id: u32,
+}
+
+#[derive(Deserialize)]
+struct Latest {
+    schema: String,
 }
 
 #[derive(Deserialize)]
@@ -227,8 +232,16 @@ impl SchemaRegistry {
             return Ok(Verdict::Incompatible { reason });
         }
         // Apicurio finds a schema compatible with a subject that does not exist.
-        let (status, _) = self.ask(Method::GET, &format!("subjects/{name}/versions"), None).await?;
-        Ok(if status.is_success() { Verdict::Compatible } else { Verdict::New })
+        let (status, latest) = self.ask(Method::GET, &format!("subjects/{name}/versions/latest"), None).await?;
+        if !status.is_success() {
+            return Ok(Verdict::New);
+        }
+        // A registry holds new schemas to a subject's own rule, which nobody may have set yet.
+        let Latest { schema } = self.parse(&latest)?;
+        Ok(match subject.schema.reads(&schema) {
+            Ok(()) => Verdict::Compatible,
+            Err(reason) => Verdict::Incompatible { reason },
+        })
     }
 
     async fn expect<T: serde::de::DeserializeOwned>(
@@ -287,4 +300,41 @@ fn said(error: &reqwest::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn credentials_are_sent_and_asked_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4_096];
+                let length = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(request.get(..length).unwrap()).to_lowercase();
+                // "me:secret" in base64.
+                let known = request.contains("authorization: basic bwu6c2vjcmv0");
+                let status = if known { "200 OK" } else { "401 Unauthorized" };
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let ask = |username: Option<&str>| {
+            let username = username.map(str::to_owned);
+            let access = RegistryAccess { url: url.clone(), password: Some("secret".into()), username };
+            async { SchemaRegistry::new(access).unwrap().list().await }
+        };
+        let refused = ask(None).await.unwrap_err().to_string();
+        assert!(refused.contains("--registry-user"), "{refused}");
+        assert_eq!(ask(Some("me")).await.unwrap(), Vec::<String>::new());
+        server.await.unwrap();
+    }
 }

@@ -43,13 +43,18 @@ impl Stack {
     /// # Errors
     /// When the machine or the folder is not as needed, or a download fails.
     pub fn prepare(config: StackConfig) -> Result<Self, StackError> {
+        let folder = Folder::open(&config.data)?;
+        Self::prepare_in(config, folder)
+    }
+
+    /// [`Stack::prepare`] for who has locked the folder already.
+    pub(crate) fn prepare_in(config: StackConfig, folder: Folder) -> Result<Self, StackError> {
         if !(1..=9).contains(&config.brokers) {
             return Err(StackError::Config(format!(
                 "{} brokers: choose 1 to 9 (3 to survive losing one)",
                 config.brokers
             )));
         }
-        let folder = Folder::open(&config.data)?;
         let java = if config.kafka || config.registry { machine::java()? } else { "java".into() };
         machine::check_memory(&config)?;
         machine::check_disk(folder.root())?;
@@ -272,9 +277,9 @@ impl Stack {
 /// Where the services will listen.
 #[derive(Debug)]
 pub(crate) struct ChosenPorts {
-    brokers: Vec<BrokerPorts>,
-    registry: u16,
-    qdrant: u16,
+    pub brokers: Vec<BrokerPorts>,
+    pub registry: u16,
+    pub qdrant: u16,
 }
 
 impl ChosenPorts {

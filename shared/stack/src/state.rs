@@ -68,6 +68,17 @@ pub struct StackState {
 }
 
 impl StackState {
+    /// What this process says as the supervisor of a stack of which nothing runs yet.
+    pub(crate) fn starting() -> Self {
+        Self {
+            supervisor: ProcessId::own(),
+            ready: false,
+            error: None,
+            endpoints: Endpoints::default(),
+            services: Vec::new(),
+        }
+    }
+
     /// What the supervisor of the stack in folder `data` last wrote; nothing when there never was one.
     #[must_use]
     pub fn read(data: &Path) -> Option<Self> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::folder::{end_orphans, log_file};
+use crate::folder::{Folder, end_orphans, log_file};
 use crate::process::{ProcessId, wait_until};
 use crate::state::{Endpoints, Phase, StackState, folder};
 use crate::unit::Unit;
@@ -57,7 +57,8 @@ pub async fn up(
 ) -> Result<Up, StackError> {
     if let Some(state) = live(&config.data) {
         check_same(config, &state)?;
-        return Ok(Up { already: true, endpoints: follow(&config.data, state.supervisor, None, &mut progress).await? });
+        let (_, endpoints) = follow(&config.data, state.supervisor, None, &mut progress).await?;
+        return Ok(Up { already: true, endpoints });
     }
     let wanted = config.clone();
     let fetched = tokio::task::spawn_blocking(move || fetch(&wanted)).await;
@@ -65,9 +66,7 @@ pub async fn up(
 
     let root = folder(&config.data);
     fs::create_dir_all(root.join("logs")).map_err(StackError::io(format!("create {}", root.display())))?;
-    let path = config_file(&config.data);
-    let text = serde_json::to_vec_pretty(config).unwrap_or_default();
-    fs::write(&path, text).map_err(StackError::io(format!("write {}", path.display())))?;
+    write_config(config)?;
 
     let log = log_file(&root, "supervisor");
     let log_start = fs::metadata(&log).map(|file| file.len()).unwrap_or(0);
@@ -79,8 +78,8 @@ pub async fn up(
     let child = supervisor.spawn().map_err(StackError::io("start the supervisor"))?;
     let id = ProcessId::of(i32::try_from(child.id()).unwrap_or(0));
     let launched = Launched { child, log, log_start };
-    let endpoints = follow(&config.data, id, Some(launched), &mut progress).await?;
-    Ok(Up { already: false, endpoints })
+    let (supervisor, endpoints) = follow(&config.data, id, Some(launched), &mut progress).await?;
+    Ok(Up { already: supervisor != id, endpoints })
 }
 
 struct Launched {
@@ -89,18 +88,19 @@ struct Launched {
     log_start: u64,
 }
 
-/// Waits until the supervisor says that all is ready, or ends.
+/// Waits until the supervisor says that all is ready, or ends. Which one it was at last: somebody else's `up` may have
+/// been faster.
 async fn follow(
     data: &Path,
     mut supervisor: ProcessId,
     mut launched: Option<Launched>,
     progress: &mut impl FnMut(&StackState),
-) -> Result<Endpoints, StackError> {
+) -> Result<(ProcessId, Endpoints), StackError> {
     loop {
         if let Some(state) = StackState::read(data).filter(|state| state.supervisor == supervisor) {
             progress(&state);
             if state.ready {
-                return Ok(state.endpoints);
+                return Ok((supervisor, state.endpoints));
             }
         }
         let gone = match launched.as_mut() {
@@ -108,7 +108,6 @@ async fn follow(
             None => !supervisor.alive(),
         };
         if gone {
-            // Somebody else's `up` may have been faster by a moment.
             match live(data).filter(|state| state.supervisor != supervisor) {
                 Some(other) => (supervisor, launched) = (other.supervisor, None),
                 None => return Err(StackError::Supervisor(last_words(launched.as_ref()))),
@@ -123,8 +122,9 @@ fn last_words(launched: Option<&Launched>) -> String {
         let text = fs::read_to_string(&launched.log).ok()?;
         let start = usize::try_from(launched.log_start).ok()?;
         let text = text.get(start..)?.trim();
-        let (_, error) = text.rsplit_once("error: ").unwrap_or(("", text));
-        Some(error.to_owned()).filter(|error| !error.is_empty())
+        // The program's last words begin a line; what they quote of a service's log does not.
+        let error = text.strip_prefix("error: ").or_else(|| Some(text.split_once("\nerror: ")?.1));
+        Some(error.unwrap_or(text).to_owned()).filter(|error| !error.is_empty())
     });
     said.unwrap_or_else(|| "the supervisor ended without a word: `weir stack logs supervisor` may say more".into())
 }
@@ -172,6 +172,15 @@ fn config_file(data: &Path) -> PathBuf {
     folder(data).join("config.json")
 }
 
+/// Replaces the file in one step: the supervisor of another `up` may be reading it.
+fn write_config(config: &StackConfig) -> Result<(), StackError> {
+    let path = config_file(&config.data);
+    let draft = path.with_extension(format!("json.{}", std::process::id()));
+    let text = serde_json::to_vec_pretty(config).unwrap_or_default();
+    let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path));
+    written.map_err(StackError::io(format!("write {}", path.display())))
+}
+
 fn read_config(data: &Path) -> Result<StackConfig, StackError> {
     let path = config_file(data);
     let text = fs::read_to_string(&path).map_err(StackError::io(format!("read {}", path.display())))?;
@@ -215,11 +224,21 @@ pub async fn supervise(data: &Path) -> Result<(), StackError> {
     let _ = rustix::process::setsid();
     let signals = |kind| signal(kind).map_err(StackError::io("listen to signals"));
     let (mut terminate, mut interrupt) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
+    // A terminal that goes away is no reason to end.
+    let mut hangup = signals(SignalKind::hangup())?;
     let config = read_config(data)?;
-    let prepared = tokio::task::spawn_blocking(move || Stack::prepare(config)).await;
-    let stack =
-        prepared.map_err(|error| StackError::Supervisor(format!("preparing the stack broke off: {error}")))??;
-    let stack = Arc::new(stack);
+    let own_folder = Folder::open(data)?;
+    // From now on others follow this supervisor, or end it, also while it prepares.
+    StackState::starting().write(data).map_err(StackError::io("write the state of the stack"))?;
+    let prepared = tokio::task::spawn_blocking(move || Stack::prepare_in(config, own_folder)).await;
+    let prepared = prepared.map_err(|error| StackError::Supervisor(format!("preparing the stack broke off: {error}")));
+    let stack = match prepared.flatten() {
+        Ok(stack) => Arc::new(stack),
+        Err(error) => {
+            StackState::remove(data);
+            return Err(error);
+        }
+    };
     stack.publish(false, None)?;
 
     let mut keeper = Keeper::new(Arc::clone(&stack));
@@ -238,6 +257,7 @@ pub async fn supervise(data: &Path) -> Result<(), StackError> {
             _ = tick.tick() => keeper.tick()?,
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
+            _ = hangup.recv() => {}
         }
     };
     stack.wind_down().await;

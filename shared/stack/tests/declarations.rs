@@ -1,7 +1,8 @@
 //! Topics and schemas on a real broker and a real registry.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use weir_contracts::{SchemaDef, TopicNames};
 use weir_stack::schemas::{RegistryAccess, SchemaError, SchemaRegistry, Subject, Verdict, subjects};
@@ -60,6 +61,9 @@ static OTHER: SchemaDef = SchemaDef::new(
     r#"{"type":"record","name":"Tenant","namespace":"io.weir","fields":[{"name":"region","type":"string"}]}"#,
 );
 
+const TENANT: &str =
+    r#"{"type":"record","name":"Tenant","namespace":"io.weir","fields":[{"name":"name","type":"string"}]}"#;
+
 async fn schemas(stack: &Stack) {
     let access = RegistryAccess { url: stack.registry_url(), ..RegistryAccess::default() };
     let registry = SchemaRegistry::new(access).unwrap();
@@ -73,7 +77,17 @@ async fn schemas(stack: &Stack) {
     assert_eq!(registry.list().await.unwrap().len(), wanted.len());
 
     let subject = Subject { name: "weir.tenants-value".into(), schema: &OTHER };
-    all(&registry.check(&[subject.clone()]).await.unwrap(), |verdict| matches!(verdict, Verdict::Incompatible { .. }));
+    all(&registry.check(std::slice::from_ref(&subject)).await.unwrap(), |verdict| {
+        matches!(verdict, Verdict::Incompatible { .. })
+    });
     let refused = registry.push(&[subject]).await.unwrap_err();
     assert!(matches!(refused, SchemaError::Incompatible { .. }), "{refused}");
+
+    // Somebody's client registered a schema by itself, and nobody has said by which rule others may follow it.
+    let subject = Subject { name: "weir.unruled-value".into(), schema: &OTHER };
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+    let body = serde_json::json!({ "schema": TENANT, "schemaType": "AVRO" });
+    let url = format!("{}/subjects/{}/versions", stack.registry_url(), subject.name);
+    assert!(client.post(url).json(&body).send().await.unwrap().status().is_success());
+    all(&registry.check(&[subject]).await.unwrap(), |verdict| matches!(verdict, Verdict::Incompatible { .. }));
 }
