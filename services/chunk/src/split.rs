@@ -76,6 +76,7 @@ impl<T: CountTokens> Splitter<T> {
         let mut pieces: Vec<Piece> = self
             .cheapest(&places, &lengths)
             .into_iter()
+            .flat_map(|words| self.fitting(text, &atoms, words))
             .filter_map(|words| {
                 let (first, last) = (atoms.get(words.start)?, atoms.get(words.end.checked_sub(1)?)?);
                 Some(Piece {
@@ -87,6 +88,22 @@ impl<T: CountTokens> Splitter<T> {
             .collect();
         pieces.dedup_by(|later, earlier| later.range == earlier.range);
         pieces
+    }
+
+    /// A piece, in two where it has more tokens than its words alone: the parts of a torn word are counted one by one,
+    /// and together they may be more.
+    fn fitting(&self, text: &str, atoms: &[Atom], words: Range<usize>) -> Vec<Range<usize>> {
+        let inside = atoms.get(words.clone()).unwrap_or_default();
+        let (Some(first), Some(last)) = (inside.first(), inside.last()) else { return Vec::new() };
+        let torn = inside.len() > 1 && inside.iter().any(|atom| atom.cut == Cut::InWord);
+        let tokens = || self.counts.exactly(text.get(first.start..last.end).unwrap_or_default());
+        if !torn || tokens() <= self.max {
+            return vec![words];
+        }
+        let middle = words.start + inside.len() / 2;
+        let mut both = self.fitting(text, atoms, words.start..middle);
+        both.extend(self.fitting(text, atoms, middle..words.end));
+        both
     }
 
     /// Where pieces may begin: everywhere between sentences and better, and elsewhere only where nothing better is

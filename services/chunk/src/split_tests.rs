@@ -152,6 +152,30 @@ fn a_word_the_tokenizer_gives_up_on_does_not_make_an_endless_piece() {
     assert!(pieces.iter().all(|piece| piece.range.len() < 2_000), "{pieces:?}");
 }
 
+#[test]
+fn torn_words_do_not_make_a_piece_longer_than_the_model_takes() {
+    /// As word pieces are: the end of a word is in fewer of them than its beginning.
+    struct Pieces;
+    impl CountTokens for Pieces {
+        fn count(&self, text: &str) -> usize {
+            text.split_whitespace().map(|word| if word.len() <= 8 { 2 } else { word.len() / 2 }).sum()
+        }
+
+        fn limit(&self) -> usize {
+            254
+        }
+    }
+    let text = format!("{} ", "QUJDRA".repeat(15)).repeat(40);
+    let pieces = Splitter::new(Pieces, 64, 16).split(&text, &[]);
+    let mut at = 0;
+    for piece in &pieces {
+        assert!(Pieces.count(&text[piece.range.clone()]) <= 64, "{piece:?}");
+        assert!(text[at.min(piece.range.start)..piece.range.start].trim().is_empty(), "nothing is lost: {piece:?}");
+        at = at.max(piece.range.end);
+    }
+    assert_eq!(at, text.trim_end().len());
+}
+
 fn kinds() -> impl Strategy<Value = BlockKind> {
     prop_oneof![
         Just(BlockKind::Heading),

@@ -42,6 +42,11 @@ impl<T: CountTokens> WordCounts<T> {
         Self { tokens, known: HashMap::new() }
     }
 
+    /// Tokens of a text as a whole.
+    pub fn exactly(&self, text: &str) -> u32 {
+        u32::try_from(self.tokens.count(text)).unwrap_or(u32::MAX)
+    }
+
     /// Tokens of a word; at least 1, so that no text is free.
     pub fn count(&mut self, word: &str) -> u32 {
         if let Some(count) = self.known.get(word) {

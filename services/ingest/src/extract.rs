@@ -208,7 +208,8 @@ impl Extract {
     /// A record that Kafka would not take is refused here, where its sender can be told.
     fn fits(&self, document: &Document) -> Result<(), Refusal> {
         let strings = document.metadata.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
-        let estimate = document.text.len() + document.blocks.len() * 16 + strings + OVERHEAD;
+        let title = document.title.as_ref().map_or(0, String::len);
+        let estimate = document.text.len() + title + document.blocks.len() * 16 + strings + OVERHEAD;
         if estimate <= self.max_record_bytes {
             return Ok(());
         }

@@ -37,27 +37,34 @@ async fn works(pool: &Pool) {
 }
 
 /// A PDF whose only page has this content, and an entry that leads back to itself.
-fn pdf(content: &str, extra: &str) -> Vec<u8> {
+fn pdf(content: &str, page: &str) -> Vec<u8> {
+    pdf_of(content.as_bytes(), "", page)
+}
+
+/// The same with content in any form; `stream` says which.
+fn pdf_of(content: &[u8], stream: &str, page: &str) -> Vec<u8> {
     let mut out = b"%PDF-1.4\n".to_vec();
     let mut offsets = Vec::new();
-    let objects = [
-        "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
-        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>".to_owned(),
-        format!("<< /Type /Page /Parent 2 0 R /Contents 4 0 R {extra} >>"),
-        format!("<< /Length {} >>\nstream\n{content}\nendstream", content.len()),
-        "<< /Type /XObject /Subtype /Form /Length 5 /Resources << /XObject << /X 5 0 R >> >> >>\nstream\n/X Do\nendstream"
-            .to_owned(),
+    let head = format!("<< /Length {} {stream} >>\nstream\n", content.len());
+    let objects: [&[u8]; 5] = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        &format!("<< /Type /Page /Parent 2 0 R /Contents 4 0 R {page} >>").into_bytes(),
+        &[head.as_bytes(), content, b"\nendstream"].concat(),
+        b"<< /Type /XObject /Subtype /Form /Length 5 /Resources << /XObject << /X 5 0 R >> >> >>\nstream\n/X Do\nendstream",
     ];
     for (number, object) in objects.iter().enumerate() {
         offsets.push(out.len());
-        write!(out, "{} 0 obj\n{object}\nendobj\n", number + 1).unwrap();
+        writeln!(out, "{} 0 obj", number + 1).unwrap();
+        out.extend_from_slice(object);
+        out.extend_from_slice(b"\nendobj\n");
     }
     let table = out.len();
-    write!(out, "xref\n0 {}\n0000000000 65535 f \n", objects.len() + 1).unwrap();
+    writeln!(out, "xref\n0 {}\n0000000000 65535 f ", objects.len() + 1).unwrap();
     for offset in offsets {
-        write!(out, "{offset:010} 00000 n \n").unwrap();
+        writeln!(out, "{offset:010} 00000 n ").unwrap();
     }
-    write!(out, "trailer << /Size {} /Root 1 0 R >>\nstartxref\n{table}\n%%EOF\n", objects.len() + 1).unwrap();
+    writeln!(out, "trailer << /Size {} /Root 1 0 R >>\nstartxref\n{table}\n%%EOF", objects.len() + 1).unwrap();
     out
 }
 
@@ -81,6 +88,46 @@ async fn a_document_that_wants_all_memory_costs_itself_only() {
     let page = format!("<html><body>{}", "<i></i>".repeat(4 << 20));
     let refusal = read(&pool, page.as_bytes(), &small).await.unwrap().unwrap_err();
     assert_eq!(refusal.class(), "parser-crash", "{refusal}");
+    works(&pool).await;
+}
+
+/// A zlib stream that unfolds to about `bytes` zeros, some 160 times as long as itself: one literal, then references of
+/// 258 bytes to it, in the codes that deflate has for those who bring none.
+fn zeros(bytes: usize) -> Vec<u8> {
+    let mut stream = vec![0x78, 0x9c];
+    let (mut byte, mut used) = (0u8, 0);
+    let mut push = |bits: &str| {
+        for bit in bits.bytes() {
+            byte |= (bit - b'0') << used;
+            used += 1;
+            if used == 8 {
+                stream.push(byte);
+                (byte, used) = (0, 0);
+            }
+        }
+    };
+    // The last block, fixed codes; the literal 0.
+    push("110");
+    push("00110000");
+    for _ in 0..bytes / 258 {
+        // Length 258, distance 1.
+        push("1100010100000");
+    }
+    push("0000000");
+    // To the end of the byte; the checksum is missing, as in many files.
+    push("0000000");
+    stream
+}
+
+#[tokio::test]
+async fn a_pdf_that_unfolds_without_end_costs_itself_only() {
+    let pool = real(1);
+    let small = Limits { max_memory: 256 << 20, ..limits() };
+    let bomb = zeros(1 << 30);
+    assert!(bomb.len() < small.max_bytes);
+    let refusal =
+        read(&pool, &pdf_of(&bomb, "/Filter /FlateDecode", "/MediaBox [0 0 9 9]"), &small).await.unwrap().unwrap_err();
+    assert!(["parser-crash", "broken", "timeout"].contains(&refusal.class()), "{refusal}");
     works(&pool).await;
 }
 

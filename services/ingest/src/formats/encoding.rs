@@ -86,7 +86,7 @@ fn is_utf16(encoding: &'static Encoding) -> bool {
 
 /// UTF-16 without a mark: texts with many characters below U+0100 have a zero in every other byte.
 fn unmarked_utf16(bytes: &[u8]) -> Option<String> {
-    if bytes.len() < 4 || bytes.len() % 2 != 0 {
+    if bytes.len() < 4 || !bytes.len().is_multiple_of(2) {
         return None;
     }
     let sample = bytes.get(..bytes.len().min(16 << 10)).unwrap_or(bytes);

@@ -65,7 +65,8 @@ fn main_content(html: &str, page: &Document) -> Option<Document> {
     // Within an article, headers, footers and asides belong to it; on the page they hold its logo and imprint.
     for frame in page.select("header, footer, aside").nodes() {
         let inside = frame.ancestors_it(None).any(|above| above.has_name("article") || above.has_name("main"));
-        if !inside && !(frame.has_name("header") && has_heading(frame)) {
+        let heads = frame.has_name("header") && has_heading(frame);
+        if !inside && !heads {
             frame.remove_from_parent();
         }
     }
