@@ -47,20 +47,22 @@ impl Janitor {
 }
 
 async fn remove(store: VectorStore, mut inbox: UnboundedReceiver<(Instant, Vec<Stale>)>) {
-    while let Some((due, mut stale)) = inbox.recv().await {
+    let mut next = inbox.recv().await;
+    while let Some((due, mut stale)) = next.take() {
         sleep_until(due).await;
         // What has become due meanwhile goes along.
-        while stale.len() < TOGETHER {
+        while stale.len() < TOGETHER && next.is_none() {
             match inbox.try_recv() {
-                Ok((due, more)) => {
-                    sleep_until(due).await;
-                    stale.extend(more);
-                }
+                Ok((due, more)) if due <= Instant::now() => stale.extend(more),
+                Ok(later) => next = Some(later),
                 Err(_) => break,
             }
         }
         if let Err(error) = store.delete_stale(&stale).await {
             tracing::debug!(documents = stale.len(), %error, "stale chunks stay until the next sweep");
+        }
+        if next.is_none() {
+            next = inbox.recv().await;
         }
     }
 }

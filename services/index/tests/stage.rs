@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use weir_contracts::{DocumentState, DocumentStatus, EmbeddingBatch, Lane, Record, header};
 use weir_index::{Index, IndexConfig, Janitor};
 use weir_stage::{Batch, Coordinates, Delivery, Headers, Outcome, Stage, StageError};
-use weir_vectors::{Mode, Search, VectorStore};
+use weir_vectors::{Mode, QdrantConfig, Search, VectorStore};
 
 const NEAR: [f32; 3] = [1.0, 0.0, 0.0];
 
@@ -208,6 +208,35 @@ async fn a_frozen_instance_does_not_bring_a_deleted_document_back() {
     assert!(found(&t.store, "word").await.is_empty());
     let head = t.store.head(&tenant("acme"), &document("d")).await.unwrap().unwrap();
     assert_eq!((head.revision, head.deleted), (revision(2), true));
+}
+
+/// The same at the worst moment: it has read the head and written its chunks, and is about to move the head.
+#[tokio::test]
+async fn an_instance_frozen_before_it_moves_a_head_does_not_bring_a_deleted_document_back() {
+    let t = setup();
+    let config = t.server.config();
+    // The stage looks at the clock right before it moves heads: that is where it freezes.
+    let mut frozen = stage(&t.store).with_clock(move || {
+        let config = config.clone();
+        std::thread::spawn(move || successor_deletes(&config)).join().unwrap();
+        5_000
+    });
+    assert_eq!(process(&mut frozen, &[at(three(1), 6)]).await, [Said::Superseded]);
+    assert_eq!(count(&t.store, 1).await, 3, "its chunks were written before it froze");
+    assert!(found(&t.store, "word").await.is_empty());
+    let head = t.store.head(&tenant("acme"), &document("d")).await.unwrap().unwrap();
+    assert_eq!((head.revision, head.deleted), (revision(2), true));
+    assert_eq!(process(&mut frozen, &[at(three(1), 6)]).await, [Said::Superseded], "and again");
+    t.store.sweep(100, Duration::ZERO).await.unwrap();
+    eventually(async || count(&t.store, 1).await == 0).await;
+}
+
+fn successor_deletes(config: &QdrantConfig) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut successor = stage(&VectorStore::connect(config).unwrap());
+        assert_eq!(process(&mut successor, &[at(deletion("acme", "d", 2), 7)]).await, [Said::Deleted(2)]);
+    });
 }
 
 #[tokio::test]

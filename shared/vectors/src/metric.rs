@@ -4,6 +4,8 @@ use weir_contracts::{MetricDef, MetricKind};
 
 /// How long calls of Qdrant took.
 pub const REQUEST_SECONDS: &str = "weir_qdrant_request_seconds";
+/// Calls of Qdrant that are under way.
+pub const REQUESTS_IN_FLIGHT: &str = "weir_qdrant_requests_in_flight";
 /// Hits that no head vouched for.
 pub const HIDDEN_HITS: &str = "weir_retrieval_hidden_hits_total";
 /// Searches that had to ask again.
@@ -20,6 +22,12 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Histogram,
         labels: &["call", "result"],
         help: "Duration of calls of Qdrant, seconds; result is ok, unavailable or refused.",
+    },
+    MetricDef {
+        name: REQUESTS_IN_FLIGHT,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Calls of Qdrant under way; they share the connections to it.",
     },
     MetricDef {
         name: RETRIEVAL_SECONDS,
@@ -46,3 +54,19 @@ pub const METRICS: &[MetricDef] = &[
         help: "Points removed by a sweep because no head shows or awaits them.",
     },
 ];
+
+/// Counts a call as under way while it lives, however it ends.
+pub(crate) struct InFlight(metrics::Gauge);
+
+impl InFlight {
+    pub(crate) fn count(gauge: metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

@@ -307,7 +307,9 @@ impl VectorStore {
         request: impl Future<Output = Result<T, QdrantError>>,
     ) -> Result<T, VectorError> {
         let started = Instant::now();
+        let in_flight = metric::InFlight::count(metrics::gauge!(metric::REQUESTS_IN_FLIGHT));
         let result = request.await.map_err(|error| VectorError::of_call(call, self.collection(), error));
+        drop(in_flight);
         let label = match &result {
             Ok(_) => "ok",
             Err(error) if error.is_unavailable() => "unavailable",

@@ -27,6 +27,7 @@ const ROWS_PER_TASK: usize = 512;
 #[derive(Debug, Deserialize)]
 struct Shape {
     hidden_size: usize,
+    intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
     max_position_embeddings: usize,
@@ -50,13 +51,14 @@ impl Shape {
             && shape.hidden_act == "gelu"
             && shape.position_embedding_type == "absolute"
             && shape.num_attention_heads > 0
-            && shape.hidden_size % (16 * shape.num_attention_heads) == 0
+            && shape.hidden_size.is_multiple_of(16 * shape.num_attention_heads)
+            && shape.intermediate_size.is_multiple_of(16)
             && max_tokens <= shape.max_position_embeddings;
         if known {
             Ok(shape)
         } else {
-            let reason = "only BERT with gelu, absolute positions, heads of a multiple of 16 and at least as many \
-                          positions as the tokens of a text is supported";
+            let reason = "only BERT with gelu, absolute positions, heads and inner layers of a multiple of 16 and at \
+                          least as many positions as the tokens of a text is supported";
             Err(ModelError::invalid(&path, format_args!("{reason}; it says {shape:?}")))
         }
     }
@@ -267,6 +269,7 @@ mod tests {
     fn small(tensors: &HashMap<String, Tensor>, kernels: Kernels) -> Bert {
         let shape = Shape {
             hidden_size: WIDTH,
+            intermediate_size: 4 * WIDTH,
             num_hidden_layers: 2,
             num_attention_heads: 2,
             max_position_embeddings: 40,

@@ -47,7 +47,7 @@ pub(super) struct AddNorm {
 
 impl AddNorm {
     pub fn new(bias: &Tensor, scale: &Tensor, shift: &Tensor, epsilon: f64) -> Result<Self> {
-        #[allow(clippy::cast_possible_truncation)]
+        #[allow(clippy::cast_possible_truncation, reason = "computed in f32 like the rest")]
         let epsilon = epsilon as f32;
         Ok(Self { rows: Tensor::stack(&[bias, scale, shift], 0)?, epsilon })
     }
