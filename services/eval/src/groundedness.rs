@@ -13,6 +13,7 @@
 //! (negated or not), cut the score. The answer's score is the mean of its sentences, weighted by their content.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use weir_contracts::{Answer, Citation};
 use weir_text::{Marker, Term, has_negation, markers, sentences, terms, without_markers};
@@ -42,7 +43,7 @@ const SAME_MATTER: f64 = 0.5;
 pub fn groundedness(answer: &Answer) -> Option<f64> {
     let clean = without_markers(&answer.text);
     let parts = sentences(&clean);
-    let marks = markers(&answer.text);
+    let cited = cited(&parts, &markers(&answer.text));
     let mut cache = HashMap::new();
     let mut sum = 0.0;
     let mut weights = 0.0;
@@ -53,8 +54,7 @@ pub fn groundedness(answer: &Answer) -> Option<f64> {
         if weight == 0.0 {
             continue;
         }
-        let starts: Vec<usize> = parts.iter().map(|part| part.start).collect();
-        let numbers = cited_by(at, &starts, &marks);
+        let numbers = nearest(at, &cited);
         let evidence = cache.entry(numbers).or_insert_with_key(|numbers| {
             Evidence::of(answer.citations.iter().filter(|c| numbers.contains(&c.marker)))
         });
@@ -64,19 +64,27 @@ pub fn groundedness(answer: &Answer) -> Option<f64> {
     (weights > 0.0).then(|| sum / weights)
 }
 
-/// What the sentence cites.
-fn cited_by(at: usize, starts: &[usize], marks: &[Marker]) -> Vec<i32> {
-    // A marker belongs to the last sentence that begins before it: it may stand after the full stop.
-    let owner = |mark: &Marker| starts.iter().rposition(|start| *start <= mark.at.start).unwrap_or(0);
-    let of = |sentence: usize| -> Vec<i32> {
-        let own = marks.iter().filter(|mark| owner(mark) == sentence);
-        let mut numbers: Vec<i32> = own.flat_map(|mark| mark.numbers.iter().copied()).collect();
+/// What each sentence cites by its own markers.
+fn cited(parts: &[Range<usize>], marks: &[Marker]) -> Vec<Vec<i32>> {
+    let mut cited = vec![Vec::new(); parts.len()];
+    for mark in marks {
+        // A marker belongs to the last sentence that begins before it: it may stand after the full stop.
+        let owner = parts.partition_point(|part| part.start <= mark.at.start).saturating_sub(1);
+        if let Some(numbers) = cited.get_mut(owner) {
+            numbers.extend_from_slice(&mark.numbers);
+        }
+    }
+    for numbers in &mut cited {
         numbers.sort_unstable();
         numbers.dedup();
-        numbers
-    };
-    let nearest = (at..starts.len()).chain((0..at).rev()).map(of).find(|numbers| !numbers.is_empty());
-    nearest.unwrap_or_default()
+    }
+    cited
+}
+
+/// What the sentence cites, else the next one that cites, else the one before.
+fn nearest(at: usize, cited: &[Vec<i32>]) -> &[i32] {
+    let order = (at..cited.len()).chain((0..at).rev());
+    order.filter_map(|at| cited.get(at)).find(|numbers| !numbers.is_empty()).map(Vec::as_slice).unwrap_or_default()
 }
 
 /// What a term counts. Long words are rare words, roughly; there is no collection here to count in.

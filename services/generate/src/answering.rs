@@ -23,6 +23,9 @@ use crate::stream::{Origin, Streamer, TokenSink};
 /// Questions whose last attempt is remembered.
 const REMEMBERED: usize = 4_096;
 
+/// Leaves room above it for the attempts of every provider.
+const LAST_FIRST_ATTEMPT: i32 = i32::MAX / 2;
+
 /// What answering is made of.
 pub struct Parts<R> {
     /// Prompt templates.
@@ -47,7 +50,7 @@ pub struct Parts<R> {
 /// asked waits for it. Only a dependency that every answer needs, the vector store, holds asks back.
 pub struct Answering<R> {
     parts: Parts<R>,
-    /// The highest attempt that was streamed for a question, so that a repetition starts a new one.
+    /// The last attempt that was streamed for a question, so that a repetition starts a new one.
     attempts: Mutex<HashMap<String, i32>>,
 }
 
@@ -256,9 +259,13 @@ impl<R: Retrieve> Answering<R> {
         Ok(Draft { provenance: Provenance::Degraded, reason: Some(reason), ..draft })
     }
 
+    /// Above every attempt before: of this process by what it remembers, of a crashed owner of the lane by how long
+    /// the question has waited by now, in tenths of a second.
     fn first_attempt(&self, ask: &Ask<'_>) -> i32 {
         let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        attempts.get(&ask.key()).map_or(1, |last| last.saturating_add(1))
+        let next = attempts.get(&ask.key()).map_or(1, |last| last.saturating_add(1));
+        let waited = i32::try_from(ask.queued.as_millis() / 100).unwrap_or(i32::MAX);
+        next.max(waited.saturating_add(1)).min(LAST_FIRST_ATTEMPT)
     }
 
     fn remember(&self, ask: &Ask<'_>, attempt: i32) {

@@ -12,6 +12,10 @@ use weir_stage::{Outcome, Output};
 use crate::clock::millis;
 use crate::metric;
 
+/// Bytes of a question that its answer repeats, at most: a question that fills a record must not keep its own answer
+/// from fitting into one.
+const QUESTION_REPEATED: usize = 64 << 10;
+
 /// What is known of an answer so far; becomes the records about it.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft {
@@ -96,13 +100,17 @@ impl Draft {
             attempt: self.attempt,
             text_hash,
             timings: self.timings.into_map(),
-            question: question.question.clone(),
+            question: beginning(&question.question).to_owned(),
             asked_at: question.created_at,
             at,
         };
         let answer = Output::new(Topic::ANSWERS, question.request_id.as_str(), answer);
         Outcome::emit_all(std::iter::once(answer).chain(usages))
     }
+}
+
+fn beginning(question: &str) -> &str {
+    question.get(..question.floor_char_boundary(QUESTION_REPEATED)).unwrap_or_default()
 }
 
 fn usage_of(call: &Call, question: &Question, prompt_version: &str, at: i64) -> Usage {

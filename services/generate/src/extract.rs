@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use weir_text::{sentences, terms};
+use weir_text::{markers, sentences, terms};
 
 use crate::Passage;
 use crate::config::GenerateConfig;
@@ -163,7 +163,21 @@ pub fn choose(candidates: &[Candidate], question: &[f32], vectors: &[Vec<f32>], 
 fn one_line(sentence: &str) -> String {
     let line = sentence.split_whitespace().collect::<Vec<_>>().join(" ");
     let item = ["- ", "* ", "+ ", "• ", "> "].iter().find_map(|sign| line.strip_prefix(sign));
-    item.map_or_else(|| line.clone(), str::to_owned)
+    without_footnotes(item.unwrap_or(&line))
+}
+
+/// Footnotes of the source look like citations of the answer: `[3]` becomes `(3)`.
+fn without_footnotes(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut from = 0;
+    for marker in markers(line) {
+        out.push_str(line.get(from..marker.at.start).unwrap_or_default());
+        let inner = line.get(marker.at.clone()).unwrap_or_default().trim_matches(['[', ']']);
+        out.extend(["(", inner, ")"]);
+        from = marker.at.end;
+    }
+    out.push_str(line.get(from..).unwrap_or_default());
+    out
 }
 
 #[cfg(test)]
@@ -208,6 +222,12 @@ mod tests {
             &["It rained all day long. Ann built the mill.", "Ann built the mill. Bob slept."],
         );
         assert_eq!(found, ["Ann built the mill.", "It rained all day long.", "Bob slept."]);
+    }
+
+    #[test]
+    fn footnotes_of_a_document_are_not_taken_for_citations() {
+        let found = texts("When was the mill built?", &["The mill [3] was built in 1912 [see 4][12, 13]."]);
+        assert_eq!(found, ["The mill (3) was built in 1912 [see 4](12, 13)."]);
     }
 
     #[test]

@@ -24,10 +24,14 @@ use weir_vectors::{Hit, VectorError};
 /// Milliseconds since the Unix epoch, for every test.
 const NOW: u64 = 1_700_000_000_000;
 
+/// Tenant, filter and limit of each search.
+type Searches = Arc<Mutex<Vec<(String, BTreeMap<String, String>, usize)>>>;
+
 #[derive(Clone)]
 struct Memory {
     documents: Vec<(&'static str, &'static str)>,
     away: Arc<AtomicBool>,
+    searches: Searches,
 }
 
 impl Retrieve for Memory {
@@ -35,6 +39,8 @@ impl Retrieve for Memory {
         if self.away.load(Ordering::Relaxed) {
             return Err(VectorError::Unavailable { call: "search", reason: "away".into() }.into());
         }
+        let search = (wanted.tenant.to_string(), wanted.filter.clone(), wanted.limit);
+        self.searches.lock().unwrap().push(search);
         let words = |text: &str| text.to_lowercase().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let question = words(wanted.question);
         let mut passages: Vec<Passage> = self
@@ -94,6 +100,7 @@ struct House {
     stage: Answering<Memory>,
     tokens: Arc<Tokens>,
     away: Arc<AtomicBool>,
+    searches: Searches,
 }
 
 const MILL: &str = "The mill at Ulm was built in 1912. Its wheel is made of oak.";
@@ -120,17 +127,19 @@ async fn house(providers: &[&FakeProvider]) -> House {
     };
     let away = Arc::new(AtomicBool::new(false));
     let tokens = Arc::new(Tokens::default());
+    let searches = Searches::default();
+    let documents = vec![("mill.md", MILL), ("ship.md", SHIP)];
     let stage = Answering::new(Parts {
         prompts: Prompts::load(None).unwrap(),
         chain: Chain::new(&llm).unwrap(),
-        retrieve: Memory { documents: vec![("mill.md", MILL), ("ship.md", SHIP)], away: Arc::clone(&away) },
+        retrieve: Memory { documents, away: Arc::clone(&away), searches: Arc::clone(&searches) },
         meaning: Meaning::load(&ModelConfig::test()).await.unwrap(),
         tokens: Arc::clone(&tokens) as Arc<dyn TokenSink>,
         config: GenerateConfig::default(),
         clock: Arc::new(|| UNIX_EPOCH + Duration::from_millis(NOW)),
     })
     .unwrap();
-    House { stage, tokens, away }
+    House { stage, tokens, away, searches }
 }
 
 fn question(id: &str, text: &str) -> Question {
@@ -233,6 +242,29 @@ async fn a_repetition_streams_as_a_new_attempt() {
 }
 
 #[tokio::test]
+async fn the_next_owner_of_a_lane_streams_as_a_higher_attempt() {
+    let provider = FakeProvider::start(Behaviour::Quote).await.unwrap();
+    let (before_the_crash, _) = house(&[&provider]).await.ask(question("q", "When was the mill at Ulm built?")).await;
+    let mut last = before_the_crash.attempt;
+    for created_at in [i64::try_from(NOW).unwrap() - 5_000, 1] {
+        let waited = Question { created_at, ..question("q", "When was the mill at Ulm built?") };
+        let (answer, _) = house(&[&provider]).await.ask(waited).await;
+        assert!(answer.attempt > last, "{} after {last}", answer.attempt);
+        last = answer.attempt;
+    }
+}
+
+#[tokio::test]
+async fn a_search_is_bound_to_the_tenant_the_filter_and_the_most_that_is_allowed() {
+    let mut house = house(&[]).await;
+    let filter = BTreeMap::from([("kind".to_owned(), "mill".to_owned())]);
+    let narrow =
+        Question { filter: filter.clone(), top_k: Some(1_000), ..question("q", "When was the mill at Ulm built?") };
+    house.ask(narrow).await;
+    assert_eq!(*house.searches.lock().unwrap(), [("acme".to_owned(), filter, GenerateConfig::default().max_top_k)]);
+}
+
+#[tokio::test]
 async fn when_no_provider_answers_the_answer_is_extractive_and_degraded() {
     let first = FakeProvider::start(Behaviour::status(503)).await.unwrap();
     let second = FakeProvider::start(Behaviour::Hang).await.unwrap();
@@ -309,10 +341,11 @@ async fn what_can_not_be_answered_is_answered_as_failed_with_the_reason() {
     let mut unknown = question("q", "When was the mill built?");
     unknown.prompt_version = Some("v99".into());
     for (question, word) in
-        [(unknown, "v99"), (question("q", " \n"), "empty"), (question("q", &"x".repeat(10_000)), "bytes")]
+        [(unknown, "v99"), (question("q", " \n"), "empty"), (question("q", &"é".repeat(300_000)), "bytes")]
     {
         let (answer, _) = house.ask(question).await;
         assert_eq!(answer.status, AnswerStatus::Failed);
+        assert!(answer.question.len() <= 64 << 10, "the answer must fit a record whatever was asked");
         assert!(answer.reason.unwrap().contains(word));
     }
 }

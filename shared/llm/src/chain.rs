@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::client::{ChatRequest, Deltas, Finish, Provider};
 use crate::config::{InvalidConfig, LlmConfig};
 use crate::error::{CallError, Step};
-use crate::metric;
+use crate::metric::{self, InFlight};
 use crate::pricing::{TokenUsage, Usd};
 
 /// The chain can't be made.
@@ -134,7 +134,9 @@ impl Chain {
         let mut last = None;
         for (attempt, provider) in (first_attempt..).zip(&self.providers) {
             let called = Instant::now();
+            let in_flight = InFlight::count(gauge!(metric::CALLS_IN_FLIGHT, "provider" => provider.name.clone()));
             let result = provider.ask(request, attempt, deltas).await;
+            drop(in_flight);
             let latency = called.elapsed();
             let (status, usage) = match &result {
                 Ok(completion) => ("ok", completion.usage),

@@ -208,9 +208,7 @@ impl Provider {
                 if !said.text.is_empty() {
                     last = Instant::now();
                 }
-                heard.take(said, limits.began, attempt, deltas);
-                if heard.text.len() >= MAX_ANSWER_BYTES {
-                    heard.finish = Some(Finish::Length);
+                if !heard.take(said, limits.began, attempt, deltas) {
                     return Ok(());
                 }
             }
@@ -246,18 +244,26 @@ impl Provider {
 }
 
 impl Heard {
-    fn take(&mut self, said: Said, began: Instant, attempt: i32, deltas: &mut dyn Deltas) {
-        if !said.text.is_empty() {
+    /// Whether there was room for all of it.
+    fn take(&mut self, said: Said, began: Instant, attempt: i32, deltas: &mut dyn Deltas) -> bool {
+        let room = MAX_ANSWER_BYTES.saturating_sub(self.text.len());
+        let text = said.text.get(..said.text.floor_char_boundary(room)).unwrap_or_default();
+        let whole = text.len() == said.text.len();
+        if !text.is_empty() {
             self.first_token.get_or_insert_with(|| began.elapsed());
-            deltas.delta(attempt, &said.text);
-            self.text.push_str(&said.text);
+            deltas.delta(attempt, text);
+            self.text.push_str(text);
         }
         if let Some(reason) = said.finish {
             self.finish = Some(if reason == "length" { Finish::Length } else { Finish::Stop });
         }
+        if !whole {
+            self.finish = Some(Finish::Length);
+        }
         if let Some((input, output)) = said.usage {
             self.usage = Some(TokenUsage { input, output, estimated: false });
         }
+        whole
     }
 }
 

@@ -4,6 +4,8 @@ use weir_contracts::{MetricDef, MetricKind};
 
 /// Calls by provider, model and status.
 pub const CALLS: &str = "weir_llm_calls_total";
+/// Calls that are under way.
+pub const CALLS_IN_FLIGHT: &str = "weir_llm_calls_in_flight";
 /// Duration of calls.
 pub const CALL_SECONDS: &str = "weir_llm_call_seconds";
 /// Time to the first piece of text.
@@ -20,6 +22,12 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Counter,
         labels: &["provider", "model", "status"],
         help: "Calls of a model; status is ok or the class of the error.",
+    },
+    MetricDef {
+        name: CALLS_IN_FLIGHT,
+        kind: MetricKind::Gauge,
+        labels: &["provider"],
+        help: "Calls of a provider's models under way, a connection each.",
     },
     MetricDef {
         name: CALL_SECONDS,
@@ -46,3 +54,19 @@ pub const METRICS: &[MetricDef] = &[
         help: "Cost of calls by the configured prices, in millionths of a US dollar.",
     },
 ];
+
+/// Counts a call as under way while it lives, however it ends.
+pub(crate) struct InFlight(metrics::Gauge);
+
+impl InFlight {
+    pub(crate) fn count(gauge: metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

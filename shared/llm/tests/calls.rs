@@ -119,6 +119,18 @@ async fn a_limit_of_tokens_is_told_apart_from_an_end() {
 }
 
 #[tokio::test]
+async fn an_answer_without_end_is_cut_where_a_record_holds_it() {
+    // Odd lengths, so that the limit lies within a letter.
+    let endless = format!("a{}", "é".repeat(200_000));
+    for stream in [true, false] {
+        let (run, heard, _) = one(Behaviour::Answer(endless.clone()), stream).await;
+        let reply = run.reply.unwrap();
+        assert_eq!((reply.finish, reply.text.len()), (Finish::Length, (256 << 10) - 1));
+        assert_eq!(heard.0[&1], reply.text);
+    }
+}
+
+#[tokio::test]
 async fn each_silence_has_its_own_limit() {
     let (run, ..) = one(Behaviour::Hang, true).await;
     assert!(matches!(error(run), CallError::Timeout { step: Step::FirstToken, .. }));
