@@ -1,8 +1,12 @@
 //! The command line end to end: everything up, documents in, an answer out, and nothing left behind.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -18,9 +22,14 @@ struct Weir {
 
 impl Weir {
     fn new() -> Self {
+        Self::configured("")
+    }
+
+    /// With more in its configuration.
+    fn configured(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // A model without weights: what is tested is the way, not the vectors.
-        std::fs::write(folder.path().join("weir.toml"), "[model]\nname = \"test\"\n").unwrap();
+        std::fs::write(folder.path().join("weir.toml"), format!("[model]\nname = \"test\"\n{more}")).unwrap();
         Self { folder }
     }
 
@@ -131,7 +140,8 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn from_up_to_down() {
-    let weir = Weir::new();
+    let collector = Collector::start();
+    let weir = Weir::configured(&format!("[telemetry]\notlp_endpoint = \"{}\"\n", collector.url));
     let (up, started) = weir.json(&["up", "--free-ports"]);
     assert!(started, "{up}\n{}", weir.logs());
     assert_eq!(up["services"]["instances"].as_array().unwrap().len(), 6);
@@ -139,6 +149,10 @@ fn from_up_to_down() {
     assert!(all.len() >= 11, "two supervisors, three servers, six services: {all:?}");
 
     documents_become_answers(&weir);
+    documents_come_from_standard_input(&weir);
+    lag_is_watched(&weir);
+    services_show_what_they_do(&up);
+    one_trace_leads_from_a_request_to_its_end(&weir, &collector);
     what_was_rejected_is_said(&weir);
     a_document_can_be_deleted(&weir);
     up_twice_is_harmless(&weir);
@@ -185,6 +199,210 @@ fn documents_become_answers(weir: &Weir) {
     assert_eq!(stages, ["route-documents", "extract", "chunk", "embed", "index", "route-questions", "answer", "eval"]);
 }
 
+fn documents_come_from_standard_input(weir: &Weir) {
+    let mut command = weir.command(&["--json", "ingest", "--tenant", "lines", "--jsonl", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = b"{\"id\":\"a\",\"text\":\"One line.\"}\n{\"id\":\"b\",\"text\":\"Another line.\"}\n";
+    child.stdin.take().unwrap().write_all(lines).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let sent: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&sent["counts"]["indexed"], output.status.success()), (&Value::from(2), true), "{sent}");
+}
+
+fn lag_is_watched(weir: &Weir) {
+    let mut command = weir.command(&["--json", "lag", "--watch", "--interval", "1"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let stages: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(stages.as_array().unwrap().len(), 8, "{stages}");
+    }
+    ProcessId::of(child.id().try_into().unwrap()).signal(Signal::INT);
+    assert!(child.wait().unwrap().success());
+}
+
+/// What every stage shows; between the two parts of a line stand its labels.
+const SHOWN_BY_STAGES: &[(&str, &str)] = &[
+    ("weir_records_total{", "outcome=\"emitted\""),
+    ("weir_batch_records_count{", "stage="),
+    ("weir_process_seconds_count{", "stage="),
+    ("weir_commit_seconds_count{", "stage="),
+    ("weir_transactions_total{", "result=\"committed\""),
+    ("weir_latency_seconds_count{", "tenant=\"default\""),
+    ("weir_lanes{", "stage="),
+];
+
+/// The same of what is zero when nothing is wrong and nothing waits.
+const SHOWN_AT_REST: &[&str] =
+    &["weir_in_flight_records{", "weir_lag_records{", "weir_oldest_unread_seconds{", "weir_paused_lanes{"];
+
+fn services_show_what_they_do(up: &Value) {
+    let kafka = format!("peer=\"{}\"", up["stack"]["kafka"].as_str().unwrap());
+    let qdrant = format!("peer=\"{}\"", up["stack"]["qdrant"].as_str().unwrap().trim_start_matches("http://"));
+    for instance in up["services"]["instances"].as_array().unwrap() {
+        let (service, url) = (instance["service"].as_str().unwrap(), instance["url"].as_str().unwrap());
+        assert_eq!(get(url, "/healthz").0, 200);
+        let (status, ready) = get(url, "/readyz");
+        assert_eq!((status, ready.contains("\"ready\":true")), (200, true), "{ready}");
+        let mut expected = SHOWN_BY_STAGES.to_vec();
+        expected.push(("weir_process_connections{", kafka.as_str()));
+        match service {
+            "embed" => expected.push(("weir_embedded_tokens_total", "")),
+            "index" => {
+                expected.push(("weir_qdrant_request_seconds_count{", "result=\"ok\""));
+                expected.push(("weir_process_connections{", qdrant.as_str()));
+            }
+            "generate" => {
+                expected.push(("weir_retrieval_seconds_count{", "mode="));
+                expected.push(("weir_generate_answer_seconds_count{", "status="));
+            }
+            _ => {}
+        }
+        eventually(&format!("{service} shows {expected:?}"), || {
+            let (_, metrics) = get(url, "/metrics");
+            assert!(!metrics.contains("\nweir_gpu_"), "without a GPU its metrics are absent: {metrics}");
+            SHOWN_AT_REST.iter().all(|name| metrics.contains(&format!("\n{name}")))
+                && expected.iter().all(|(name, label)| {
+                    metrics.lines().any(|line| line.starts_with(name) && line.contains(label) && !line.ends_with(" 0"))
+                })
+        });
+    }
+}
+
+fn one_trace_leads_from_a_request_to_its_end(weir: &Weir, collector: &Collector) {
+    let (answered, _) = weir.json(&["ask", "Why do otters hold hands while they sleep?"]);
+    let trace = answered["trace_id"].as_str().unwrap().to_owned();
+    let question = BTreeSet::from(["route-questions", "answer", "eval"]);
+    let document = BTreeSet::from(["route-documents", "extract", "chunk", "embed", "index"]);
+    eventually("spans of a question and of a document, each in one trace", || {
+        let traces = collector.traces(&question.union(&document).copied().collect::<Vec<_>>());
+        traces.get(&trace) == Some(&question) && traces.values().any(|stages| *stages == document)
+    });
+}
+
+/// Answer of a service's health server.
+fn get(url: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Takes what OTLP exporters send over HTTP.
+struct Collector {
+    url: String,
+    received: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let all = Arc::clone(&received);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let all = Arc::clone(&all);
+                std::thread::spawn(move || {
+                    let mut reader = BufReader::new(stream);
+                    while let Some(body) = request(&mut reader) {
+                        all.lock().unwrap().extend(body);
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        if reader.get_mut().write_all(answer).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, received }
+    }
+
+    /// The names, of these, of the spans of each trace. A span in protobuf begins with its ids: `0a 10` and the 16
+    /// bytes of the trace's, `12 08` and its own; its name follows soon after, as `2a`, its length and its text.
+    fn traces<'a>(&self, names: &[&'a str]) -> BTreeMap<String, BTreeSet<&'a str>> {
+        let bytes = self.received.lock().unwrap();
+        let mut found: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for (at, span) in bytes.windows(28).enumerate() {
+            if !span.starts_with(&[0x0a, 0x10]) || span[18..20] != [0x12, 0x08] {
+                continue;
+            }
+            let rest = &bytes[at + 28..bytes.len().min(at + 28 + 64)];
+            for &name in names {
+                let field = [&[0x2a, u8::try_from(name.len()).unwrap()][..], name.as_bytes()].concat();
+                if rest.windows(field.len()).any(|window| window == field) {
+                    found.entry(hex::encode(&span[2..18])).or_default().insert(name);
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The body of the next request on a connection.
+fn request(reader: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim().to_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some(body)
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let weir = Weir::new();
+    let error = |arguments: &[&str]| {
+        let output = weir.run(arguments);
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    // A prefix of its own: whatever Kafka runs on this machine, it has no such topics.
+    let nothing_runs = error(&["--prefix", "nowhere.", "lag"]);
+    assert!(nothing_runs.contains("`weir up` starts everything"), "{nothing_runs}");
+    let json: Value = serde_json::from_str(&error(&["--json", "--prefix", "nowhere.", "dlq", "list"])).unwrap();
+    assert!(json["error"].as_str().unwrap().contains("weir up"), "{json}");
+    assert!(!json["causes"].as_array().unwrap().is_empty(), "{json}");
+    let mistakes: [(&[&str], &str); 6] = [
+        (&["ingest", "no/such/folder"], "no such file or folder"),
+        (&["ingest", "-"], "--id"),
+        (&["dlq", "list", "--stage", "nope"], "stages are route-documents, extract"),
+        (&["ask", "--deadline=-1", "Why?"], "give seconds"),
+        (&["lag", "-X", "nonsense"], "KEY=VALUE"),
+        (&["lag", "--tenant", "Not Valid"], "--tenant"),
+    ];
+    for (arguments, said) in mistakes {
+        let text = error(arguments);
+        assert!(text.contains(said), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn shells_get_their_completions() {
+    let weir = Weir::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = weir.run(&["completions", shell]);
+        assert!(output.status.success(), "{shell}");
+        let script = String::from_utf8(output.stdout).unwrap();
+        for word in ["ingest", "dlq", "tenant"] {
+            assert!(script.contains(word), "{shell}: no {word}");
+        }
+    }
+}
+
 fn what_was_rejected_is_said(weir: &Weir) {
     let binary: Vec<u8> = (0..4_096u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
     weir.write("more/noise.bin", binary);
@@ -224,7 +442,10 @@ fn up_twice_is_harmless(weir: &Weir) {
 fn a_killed_service_comes_back(weir: &Weir) {
     let embed = weir.process("embed-1");
     embed.signal(Signal::KILL);
-    eventually("embed runs again", || weir.process("embed-1") != embed);
+    // While it is started again it has no process.
+    eventually("embed runs again", || {
+        weir.processes().iter().any(|(name, process)| name == "embed-1" && *process != embed)
+    });
     let (_, ready) = weir.json(&["up", "--free-ports"]);
     assert!(ready);
     let (status, _) = weir.json(&["status"]);

@@ -5,6 +5,7 @@ mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::path::Path;
 
 use programs::{SERVICES, read, root, run};
 use regex::Regex;
@@ -112,6 +113,45 @@ fn names_follow_the_grammar_and_mean_one_thing() {
     }
 }
 
+fn sources_below(folder: &Path) -> Vec<String> {
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources.extend(sources_below(&path));
+        } else {
+            sources.push(std::fs::read_to_string(path).unwrap());
+        }
+    }
+    sources
+}
+
+/// A metric that nothing counts is a promise nobody keeps.
+#[test]
+fn every_metric_is_counted_somewhere() {
+    let declaration = Regex::new(r#"(?m)^\s*(?:pub const )?([A-Z_]+)(?:: &str)? = (?:\w+ )?"weir_"#).unwrap();
+    let mut declared = 0;
+    for parent in ["services", "shared"] {
+        for package in std::fs::read_dir(root().join(parent)).unwrap() {
+            let folder = package.unwrap().path().join("src");
+            let Ok(list) = std::fs::read_to_string(folder.join("metric.rs")) else { continue };
+            let sources = sources_below(&folder);
+            for found in declaration.captures_iter(&list) {
+                let name = &found[1];
+                let listed = [format!("const {name}:"), format!("name: {name},"), format!("{name} = ")];
+                let used = Regex::new(&format!(r"\b{name}\b")).unwrap();
+                let counted = sources
+                    .iter()
+                    .flat_map(|text| text.lines())
+                    .any(|line| used.is_match(line) && !listed.iter().any(|listed| line.contains(listed)));
+                assert!(counted, "nothing counts {name} of {}", folder.display());
+                declared += 1;
+            }
+        }
+    }
+    assert!(declared > 50, "only {declared} metrics were found");
+}
+
 /// Panels and alerts ask for metrics and labels that exist.
 #[test]
 fn dashboards_and_alerts_ask_for_metrics_that_exist() {
@@ -148,5 +188,16 @@ fn dashboards_and_alerts_ask_for_metrics_that_exist() {
                 assert!(labels.contains(label), "no metric has the label {label}: {expression}");
             }
         }
+    }
+}
+
+/// Who is woken finds what to do.
+#[test]
+fn every_alert_is_explained_in_the_operations_guide() {
+    let alerts: serde_yaml_ng::Value = serde_yaml_ng::from_str(&read("deploy/prometheus/alerts.yml")).unwrap();
+    let guide = read("docs/operations.md");
+    for rule in alerts["groups"][0]["rules"].as_sequence().unwrap() {
+        let name = rule["alert"].as_str().unwrap();
+        assert!(guide.contains(&format!("**{name}")), "docs/operations.md does not say what to do about {name}");
     }
 }

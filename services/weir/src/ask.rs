@@ -15,7 +15,7 @@ use weir_runner::{Publisher, Registry};
 use weir_stage::Output;
 
 use crate::context::Context;
-use crate::ingest::key_value;
+use crate::ingest::{key_value, unique};
 use crate::progress::{Activity, Ink, human, now_millis, shorten};
 use crate::send::new_traceparent;
 use crate::stream::{Shown, TokenStream};
@@ -116,7 +116,7 @@ impl Asker {
             }
             shown.into_iter().for_each(&mut show);
         };
-        let limit = asking.deadline + AFTER_DEADLINE;
+        let limit = asking.deadline.saturating_add(AFTER_DEADLINE);
         let mut patience = std::pin::pin!(tokio::time::sleep(limit));
         let answer = loop {
             tokio::select! {
@@ -147,7 +147,7 @@ impl Asker {
 
 fn message(asking: &Asking, request: &RequestId, traceparent: String) -> Output {
     let now = now_millis();
-    let deadline = now + i64::try_from(asking.deadline.as_millis()).unwrap_or(i64::MAX / 2);
+    let deadline = now.saturating_add(i64::try_from(asking.deadline.as_millis()).unwrap_or(i64::MAX));
     let question = Question {
         request_id: request.clone(),
         tenant: asking.tenant.clone(),
@@ -180,7 +180,7 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
     let asking = Asking {
         tenant: context.tenant.clone(),
         question,
-        filter: args.filter.into_iter().collect(),
+        filter: unique("--filter", &args.filter)?,
         deadline,
         top_k: args.top_k,
         prompt_version: args.prompt,
@@ -271,7 +271,7 @@ fn note(answer: &Answer) -> Option<String> {
         AnswerStatus::Complete => return None,
         AnswerStatus::Extractive => format!("These are sentences of the documents; no model wrote the answer{reason}"),
         AnswerStatus::NoContext => format!("Nothing relevant was found in the documents{reason}"),
-        AnswerStatus::Expired => format!("The deadline had passed before the question was worked on{reason}"),
+        AnswerStatus::Expired => format!("There is no answer in time{reason}"),
         AnswerStatus::Incomplete => format!("The answer broke off{reason}"),
         AnswerStatus::Failed => format!("The question could not be answered{reason}"),
     })

@@ -53,7 +53,7 @@ pub struct Options {
     pub prefix: String,
     /// Also files and folders whose names begin with a dot.
     pub hidden: bool,
-    /// A `.jsonl` file holds one document a line: `{"id", "title", "text", "metadata"}`.
+    /// A `.jsonl` file, and standard input, holds one document a line: `{"id", "title", "text", "metadata"}`.
     pub jsonl: bool,
 }
 
@@ -110,6 +110,10 @@ impl Finder<'_> {
     }
 
     fn standard_input(&mut self) -> color_eyre::Result<()> {
+        if self.options.jsonl {
+            let text = std::io::read_to_string(std::io::stdin().lock()).wrap_err("can't read standard input")?;
+            return self.json_lines("standard input", &text);
+        }
         let Some(id) = self.options.id.clone() else {
             bail!("standard input has no name: say which document it is with --id ID");
         };
@@ -159,7 +163,8 @@ impl Finder<'_> {
 
     fn file(&mut self, path: &Path, base: &Path) -> color_eyre::Result<()> {
         if self.options.jsonl && path.extension() == Some(OsStr::new("jsonl")) {
-            return self.json_lines(path);
+            let text = std::fs::read_to_string(path).wrap_err_with(|| format!("can't read {}", path.display()))?;
+            return self.json_lines(&path.display().to_string(), &text);
         }
         let id = match &self.options.id {
             Some(id) => Ok(id.clone()),
@@ -190,10 +195,9 @@ impl Finder<'_> {
         DocumentId::parse(format!("{}{}", self.options.prefix, parts.join("/"))).map_err(|error| error.to_string())
     }
 
-    fn json_lines(&mut self, path: &Path) -> color_eyre::Result<()> {
-        let text = std::fs::read_to_string(path).wrap_err_with(|| format!("can't read {}", path.display()))?;
+    fn json_lines(&mut self, name: &str, text: &str) -> color_eyre::Result<()> {
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let place = format!("{}:{}", path.display(), number + 1);
+            let place = format!("{name}:{}", number + 1);
             match json_document(line, &self.options.prefix) {
                 Ok(found) => self.add(&place, found)?,
                 Err(reason) => self.refused.push(Refused { path: place, reason }),

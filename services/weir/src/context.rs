@@ -174,11 +174,17 @@ fn overlay_environment(sections: &mut Table, variables: impl Iterator<Item = (St
         let Some((section, key)) = name.strip_prefix("WEIR_").and_then(|rest| rest.split_once("__")) else { continue };
         // Kafka's properties have dots and no underscores; variables can't have dots.
         if let ("KAFKA", Some(property)) = (section, key.strip_prefix("PROPERTIES__")) {
-            let property = property.to_lowercase().replace('_', ".");
-            let configured = sections.get("kafka").and_then(|kafka| kafka.get("properties")).and_then(Value::as_table);
-            let mut properties = configured.cloned().unwrap_or_default();
-            properties.insert(property, Value::String(text));
-            set(sections, "kafka", "properties", Value::Table(properties));
+            add_properties(sections, [(property.to_lowercase().replace('_', "."), text)]);
+            continue;
+        }
+        // All at once, as the services take them: `name=value,name=value`.
+        if (section, key) == ("KAFKA", "PROPERTIES") {
+            let entries = text.split(',').filter_map(|entry| entry.split_once('='));
+            add_properties(sections, entries.map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())));
+            continue;
+        }
+        // What lies deeper, such as a provider's key, is the services' own: they inherit the environment.
+        if key.contains("__") {
             continue;
         }
         let value = match (text.parse::<i64>(), text.parse::<f64>(), text.parse::<bool>()) {
@@ -206,18 +212,21 @@ fn overlay_flags(sections: &mut Table, args: &GlobalArgs) -> color_eyre::Result<
             set(sections, section, key, Value::String(value.clone()));
         }
     }
-    let configured = sections.get("kafka").and_then(|kafka| kafka.get("properties")).and_then(Value::as_table);
-    let mut properties = configured.cloned().unwrap_or_default();
     for property in &args.kafka_properties {
         let (key, value) = property
             .split_once('=')
             .ok_or_else(|| eyre!("-X {property}: write KEY=VALUE, for example -X security.protocol=SASL_SSL"))?;
-        properties.insert(key.trim().to_owned(), Value::String(value.to_owned()));
-    }
-    if !properties.is_empty() {
-        set(sections, "kafka", "properties", Value::Table(properties));
+        add_properties(sections, [(key.trim().to_owned(), value.to_owned())]);
     }
     Ok(())
+}
+
+/// Adds properties of Kafka's client to those that are there.
+fn add_properties(sections: &mut Table, added: impl IntoIterator<Item = (String, String)>) {
+    let configured = sections.get("kafka").and_then(|kafka| kafka.get("properties")).and_then(Value::as_table);
+    let mut properties = configured.cloned().unwrap_or_default();
+    properties.extend(added.into_iter().map(|(name, value)| (name, Value::String(value))));
+    set(sections, "kafka", "properties", Value::Table(properties));
 }
 
 /// Addresses of the local stack when one runs in `data` and nothing else was named.
@@ -288,6 +297,12 @@ mod tests {
         let kafka = merged(FILE, &environment, &["-X", "sasl.username=me", "-X", "client.rack=b"]).unwrap();
         let expected = [("client.rack", "b"), ("sasl.username", "me"), ("security.protocol", "SSL")];
         assert!(kafka.properties.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected));
+        let at_once = [("WEIR_KAFKA__PROPERTIES", "security.protocol=SSL, sasl.username=me")];
+        let kafka = merged("", &at_once, &[]).unwrap();
+        let expected = [("sasl.username", "me"), ("security.protocol", "SSL")];
+        assert!(kafka.properties.iter().map(|(key, value)| (key.as_str(), value.as_str())).eq(expected));
+        let deeper = [("WEIR_KAFKA__DEEPER__KEY", "1")];
+        assert!(merged(FILE, &deeper, &[]).is_ok(), "not this program's");
         assert!(merged(FILE, &[], &["-X", "nonsense"]).unwrap_err().to_string().contains("KEY=VALUE"));
     }
 

@@ -6,14 +6,19 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use color_eyre::config::HookBuilder;
+use color_eyre::eyre::Report;
 use tracing_subscriber::EnvFilter;
+use weir_runner::{LagError, ReadError};
+use weir_stack::ClusterError;
+
+use crate::context::Context;
 
 /// A check ran and found something (`topics diff`, `schemas check`, `doctor`).
 pub const FOUND: u8 = 1;
 
 /// What is logged unless `RUST_LOG` says otherwise. Kafka's client says of each failed call why; what it says beside
 /// that (the end of a partition, a connection that is tried again) is for developers.
-const LOGS: &str = "warn,rdkafka=off";
+const LOGS: &str = "warn,rdkafka=off,librdkafka=off";
 
 /// As a shell reports a program that SIGPIPE ended.
 const BROKEN_PIPE: i32 = 141;
@@ -44,6 +49,22 @@ fn end_quietly_when_nobody_reads() {
         }
         report(panic);
     }));
+}
+
+/// What to do, when it was the servers.
+pub fn explain(error: Report, context: &Context) -> Report {
+    let servers =
+        error.chain().any(|cause| cause.is::<ReadError>() || cause.is::<LagError>() || cause.is::<ClusterError>());
+    if !servers || weir_stack::running(&context.data).is_some() {
+        return error;
+    }
+    if context.external.kafka {
+        return error.wrap_err("this did not work on the servers that were named; `weir doctor` says what to fix");
+    }
+    error.wrap_err(format!(
+        "nothing runs in {}: `weir up` starts everything there; --kafka, --registry and --qdrant name servers elsewhere",
+        context.data.display()
+    ))
 }
 
 /// Prints the error, if there is one, and picks the exit code. With `--json` an error is an object on stderr.

@@ -40,7 +40,7 @@ pub struct Args {
     /// Media type of all documents, as a hint; guessed from the name when not given.
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
-    /// A .jsonl file holds one document a line: {"id", "title", "text", "metadata"}.
+    /// A .jsonl file, and standard input, holds one document a line: {"id", "title", "text", "metadata"}.
     #[arg(long)]
     jsonl: bool,
     /// Also files and folders whose names begin with a dot.
@@ -72,6 +72,21 @@ pub fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Pairs as a map; `flag` names where they come from.
+///
+/// # Errors
+/// When a key is given twice with different values: one of them would be dropped silently.
+pub fn unique(flag: &str, pairs: &[(String, String)]) -> color_eyre::Result<BTreeMap<String, String>> {
+    let mut map = BTreeMap::new();
+    for (key, value) in pairs {
+        let other = map.insert(key.clone(), value.clone()).filter(|other| other != value);
+        if let Some(other) = other {
+            bail!("{flag} {key} is given twice, as {other} and as {value}: a document has one value for each key");
+        }
+    }
+    Ok(map)
+}
+
 /// Runs the subcommand.
 ///
 /// # Errors
@@ -87,7 +102,7 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
         large_files: if args.claim_check { LargeFiles::AsLinks } else { LargeFiles::Refuse },
         content_type: args.content_type.clone(),
         title: args.title.clone(),
-        metadata: args.metadata.iter().cloned().collect(),
+        metadata: unique("--metadata", &args.metadata)?,
         wait: !args.no_wait,
         patience: Duration::from_secs(args.patience),
     };

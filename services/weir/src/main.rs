@@ -35,6 +35,9 @@ use crate::context::{Context, GlobalArgs};
 
 const EXAMPLES: &str = "\
 Examples:
+  weir up                                  start everything on this machine
+  weir ingest docs/ 'notes/**/*.md'        send documents and wait until they can be found
+  weir ask \"What is a lane?\"              ask about them
   weir stack up                            start Kafka, the schema registry and Qdrant on this machine
   weir topics diff                         show how the cluster differs from topics/*.toml
   weir doctor --kafka broker:9093 -X security.protocol=SASL_SSL -X sasl.mechanism=PLAIN \\
@@ -88,6 +91,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it works on servers that run already.
+    fn needs_servers(&self) -> bool {
+        !matches!(self, Self::Up(_) | Self::Demo(_) | Self::Stack(_) | Self::Doctor(_))
+    }
+
     async fn run(self, context: &Context) -> color_eyre::Result<ExitCode> {
         match self {
             Self::Up(args) => up::run(args, context).await,
@@ -121,8 +129,9 @@ fn start(cli: Cli) -> color_eyre::Result<ExitCode> {
     exit::install()?;
     let context = Context::load(cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let needs_servers = cli.command.needs_servers();
     let code = runtime.block_on(cli.command.run(&context));
     // Blocking calls into Kafka's client may still wait for a broker that is gone; nobody needs their result.
     runtime.shutdown_background();
-    code
+    code.map_err(|error| if needs_servers { exit::explain(error, &context) } else { error })
 }

@@ -17,7 +17,7 @@ use weir_stage::Output;
 use crate::collect::{Found, Source, content_type_of};
 use crate::context::Context;
 use crate::dead_letters;
-use crate::ledger::{Ledger, NOT_SENT};
+use crate::ledger::{Counts, Ledger, NOT_SENT};
 use crate::progress::{Progress, now_millis};
 use crate::tail::{self, Tail};
 
@@ -97,7 +97,7 @@ pub async fn send(context: &Context, documents: Vec<Found>, options: &Options) -
     for (request, found) in &requests {
         ledger.expect(request.clone(), found.id.clone());
     }
-    let mut progress = Progress::new(requests.len(), if options.wait { "indexed" } else { "sent" }, context.json);
+    let mut progress = Progress::new(requests.len(), if options.wait { "decided" } else { "sent" }, context.json);
     let mut acknowledged = publish_all(publisher, requests, options.clone(), limit);
     let mut sending = true;
     let mut moved = Instant::now();
@@ -141,7 +141,7 @@ pub async fn send(context: &Context, documents: Vec<Found>, options: &Options) -
             looked = Instant::now();
         }
         let done = if options.wait { counts.documents - counts.pending } else { counts.sent };
-        progress.set(done, format!("{} sent, {} turned away", counts.sent, counts.failed));
+        progress.set(done, detail(&counts, options));
         if !sending && (!options.wait || counts.pending == 0) {
             break Ending::Settled;
         }
@@ -151,6 +151,21 @@ pub async fn send(context: &Context, documents: Vec<Found>, options: &Options) -
     };
     progress.finish();
     Ok(Report { ledger, ending, elapsed: started.elapsed() })
+}
+
+/// What the bar says beside its length.
+fn detail(counts: &Counts, options: &Options) -> String {
+    let mut parts = vec![format!("{} sent", counts.sent)];
+    if options.wait {
+        let (count, what) = if options.delete { (counts.deleted, "deleted") } else { (counts.indexed, "indexed") };
+        parts.push(format!("{count} {what}"));
+    }
+    for (count, what) in [(counts.unchanged, "unchanged"), (counts.failed, "turned away")] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    parts.join(", ")
 }
 
 enum Event {

@@ -174,6 +174,9 @@ async fn start(args: &UpArgs, context: &Context) -> color_eyre::Result<(bool, En
 }
 
 fn describe(state: &StackState) -> String {
+    if state.services.is_empty() {
+        return "preparing".into();
+    }
     let parts: Vec<_> =
         state.services.iter().map(|service| format!("{} {}", service.name, phase(service.phase))).collect();
     parts.join(", ")
@@ -277,14 +280,16 @@ async fn show_logs(args: &LogsArgs, context: &Context) -> color_eyre::Result<Exi
             print_line(named.then_some(name), line)?;
         }
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         tokio::time::sleep(Duration::from_millis(250)).await;
         for (name, path) in &logs {
             let position = positions.entry(path.clone()).or_default();
             *position = print_from(path, *position, named.then_some(name))?;
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the whole lines after `position` and returns where they end.

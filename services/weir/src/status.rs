@@ -22,7 +22,7 @@ pub struct Args {
     document: Option<DocumentId>,
 }
 
-/// Runs the subcommand. The exit code says whether the document is searchable, or everything is ready.
+/// Runs the subcommand. The exit code says whether the document is known, or everything is ready.
 ///
 /// # Errors
 /// When Kafka can't be read.

@@ -13,6 +13,7 @@ use color_eyre::eyre::{WrapErr, bail, eyre};
 use serde_json::json;
 use weir_models::ModelConfig;
 use weir_stack::{Endpoints, Phase, ProcessId};
+use weir_vectors::QdrantConfig;
 
 use crate::context::Context;
 use crate::fleet::{self, FleetState, Plan, Ports};
@@ -35,6 +36,9 @@ const WITH_FLAGS: [&str; 7] = [
     "WEIR_QDRANT__URL",
     "WEIR_QDRANT__API_KEY",
 ];
+
+/// What the variables of `-X` begin with.
+const KAFKA_PROPERTIES: &str = "WEIR_KAFKA__PROPERTIES";
 
 /// Arguments of `weir up`.
 #[derive(Debug, clap::Args)]
@@ -147,6 +151,9 @@ fn detach(data: &Path) -> color_eyre::Result<()> {
     for name in WITH_FLAGS {
         command.env_remove(name);
     }
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(KAFKA_PROPERTIES)) {
+        command.env_remove(name);
+    }
     // Ctrl-C in this terminal is not meant for it.
     command.process_group(0);
     let child = command.spawn().wrap_err("can't start the supervisor of the services")?;
@@ -223,23 +230,32 @@ async fn foreground(context: &Context, plan: Plan, endpoints: &Endpoints) -> col
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
+/// What makes `weir` a command, where a shell would not find this program under that name.
+fn alias() -> Option<String> {
+    let own = std::env::current_exe().ok()?;
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join("weir")).find(|program| program.is_file());
+    let same = found.and_then(|found| found.canonicalize().ok()) == own.canonicalize().ok();
+    (!same).then(|| format!("alias weir='{}'", own.display()))
+}
+
 fn print_summary(context: &Context, state: &FleetState, endpoints: &Endpoints) -> color_eyre::Result<()> {
     if context.json {
         println!("{}", serde_json::to_string_pretty(&json!({ "stack": endpoints, "services": state }))?);
         return Ok(());
     }
     let ink = Ink::for_stdout();
-    let none = String::new;
+    let qdrant: QdrantConfig = context.section("qdrant")?;
     println!("{}", ink.bold("Weir is up."));
     println!("  Kafka            {}", context.kafka.brokers);
     println!("  schema registry  {}", context.registry.url);
-    println!("  Qdrant (gRPC)    {}", endpoints.qdrant.clone().unwrap_or_else(none));
+    println!("  Qdrant (gRPC)    {}", qdrant.url);
     for instance in &state.instances {
         println!("  {:<16} {} {}", instance.name, instance.url, ink.dim("/metrics /healthz /readyz"));
     }
     println!("  logs             {}", fleet::logs(&context.data).display());
     let usual = std::path::absolute(".weir").is_ok_and(|usual| usual == context.data);
-    let data = if usual { none() } else { format!(" --data {}", context.data.display()) };
+    let data = if usual { String::new() } else { format!(" --data {}", context.data.display()) };
     println!("\n{}", ink.bold("Next"));
     let next = [
         ("ingest docs", "send a folder of documents"),
@@ -250,6 +266,9 @@ fn print_summary(context: &Context, state: &FleetState, endpoints: &Endpoints) -
         ("down", "end everything"),
     ];
     let next = next.map(|(command, what)| (format!("weir{data} {command}"), what));
+    if let Some(alias) = alias() {
+        println!("  {alias}");
+    }
     let width = next.iter().map(|(command, _)| command.len()).max().unwrap_or_default();
     for (command, what) in next {
         println!("  {command:<width$}  {}", ink.dim(what));

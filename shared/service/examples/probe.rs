@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use opentelemetry::global;
+use opentelemetry::trace::{Span, Tracer};
 use serde::{Deserialize, Serialize};
 use weir_runner::{KafkaConfig, RegistryConfig, RunnerConfig};
 use weir_service::{Common, HttpConfig, Invalid, ServiceConfig, TelemetryConfig};
@@ -59,6 +61,8 @@ fn main() -> ExitCode {
                 let work = tracing::info_span!("work", tenant = "acme", revision = 7);
                 work.in_scope(|| tracing::info!(lane = 3, "at work"));
                 drop(work);
+                // As the runner does for each record.
+                global::tracer("weir").start("record").end();
                 service.shutdown().cancelled().await;
                 Ok(())
             }

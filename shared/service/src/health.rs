@@ -16,8 +16,8 @@ use serde::Serialize;
 use weir_contracts::Lane;
 use weir_runner::PauseReason;
 
-use crate::process;
 use crate::run::Stages;
+use crate::{connections, process};
 
 /// How often histograms are folded when nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -69,6 +69,7 @@ fn refused(address: &str, error: &std::io::Error) -> eyre::Report {
 
 async fn metrics(State(server): State<Arc<Server>>) -> impl IntoResponse {
     process::sample();
+    connections::sample();
     server.recorder.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], server.recorder.render())
 }

@@ -41,6 +41,7 @@
 //! ```
 
 mod command;
+mod connections;
 mod error;
 mod health;
 mod layers;

@@ -14,6 +14,8 @@ pub const RESIDENT_PEAK: &str = "weir_process_resident_peak_bytes";
 pub const CPU: &str = "weir_process_cpu_milliseconds_total";
 /// Open files, sockets among them.
 pub const OPEN_FILES: &str = "weir_process_open_files";
+/// Connections to other processes.
+pub const CONNECTIONS: &str = "weir_process_connections";
 /// Threads.
 pub const THREADS: &str = "weir_process_threads";
 
@@ -48,6 +50,13 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Gauge,
         labels: &[],
         help: "Open file descriptors, sockets among them.",
+    },
+    MetricDef {
+        name: CONNECTIONS,
+        kind: MetricKind::Gauge,
+        labels: &["peer"],
+        help: "Established TCP connections this process opened, by the address they lead to: the pools of Kafka's \
+               clients, registry, Qdrant and providers; addresses beyond the first 32 count as other.",
     },
     MetricDef { name: THREADS, kind: MetricKind::Gauge, labels: &[], help: "Threads of the process." },
 ];

@@ -31,6 +31,10 @@ pub(crate) fn install<C: ServiceConfig>(config: &TelemetryConfig) -> eyre::Resul
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let name = format!("weir-{}", C::NAME);
     let provider = provider(&name, config)?;
+    if config.otlp_endpoint.is_some() {
+        // The runner's spans, one for each record, come from here; nobody pays for them when they go nowhere.
+        opentelemetry::global::set_tracer_provider(provider.clone());
+    }
     let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer(name)).with_location(false);
     let filter = EnvFilter::try_new(&config.log).wrap_err("telemetry.log")?;
     let pretty = match config.log_format.as_str() {

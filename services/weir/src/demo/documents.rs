@@ -10,11 +10,12 @@ use super::questions::Expected;
 use super::{docx, html, pdf};
 
 /// A question and where its answer must come from.
-const ASKED: [(&str, &str); 4] = [
+const ASKED: [(&str, &str); 5] = [
     (HANDBOOK, "How often does the keeper of Harrow Point have to change the oil of the rotation gear?"),
     (RETURNS, "Within how many days can a customer return an opened coffee machine?"),
     (OBSERVATORY, "On which evening of the week may visitors look through the great refractor?"),
     (TARIFF, "What does a fishing boat pay for one night at the quay in Lüders Harbour?"),
+    (HANDBOOK, "How long does one winding of the weight keep the lens of Harrow Point turning?"),
 ];
 
 const HANDBOOK: &str = "made/lighthouse-handbook.pdf";
@@ -26,7 +27,7 @@ pub const LOCKED: &str = "made/locked-report.pdf";
 
 /// The questions the made documents answer.
 #[must_use]
-pub fn questions() -> [Expected; 4] {
+pub fn questions() -> [Expected; 5] {
     ASKED.map(|(document, question)| Expected { question: question.to_owned(), document: document.to_owned() })
 }
 

@@ -55,6 +55,9 @@ pub struct Args {
 /// When something does not come up. A wrong answer is said by the exit code.
 pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> {
     let show = Show { ink: Ink::for_stdout(), quiet: context.json };
+    if let Some(corpus) = args.corpus.as_deref().filter(|corpus| !corpus.is_dir()) {
+        bail!("--corpus {}: there is no such folder", corpus.display());
+    }
     if FleetState::running(&context.data).is_some() {
         show.step(&format!("Using what runs in {}", context.data.display()));
         return Box::pin(play(&args, context, &show, Instant::now())).await;
@@ -180,7 +183,7 @@ fn gather(args: &Args, show: &Show) -> color_eyre::Result<Material> {
     documents::write(folder.path())?;
     let mut found = from_folder(folder.path(), "")?;
     show.say(&format!("{} made here: PDF, DOCX, HTML, Windows text, and a PDF nobody can open", found.len()));
-    let [handbook, returns, observatory, tariff] = documents::questions();
+    let [handbook, returns, observatory, tariff, winding] = documents::questions();
     let mut questions = vec![handbook, returns, observatory];
 
     if let Some(docs) = own_docs() {
@@ -201,7 +204,8 @@ fn gather(args: &Args, show: &Show) -> color_eyre::Result<Material> {
         found.extend(collection.documents);
         questions.extend(collection.question);
     }
-    questions.push(tariff);
+    // Where Weir's own documentation or a collection is missing.
+    questions.extend([tariff, winding]);
     questions.truncate(QUESTIONS);
     Ok(Material { documents: found, questions, _folder: folder })
 }

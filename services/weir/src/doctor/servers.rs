@@ -83,9 +83,7 @@ pub async fn qdrant(context: &Context) -> Vec<Finding> {
             let says = if there { "is there" } else { "is not there yet; the first document makes it" };
             found.ok("collection", format!("{} {says}", config.collection));
         }
-        Err(error) => {
-            found.fail("rights", error.to_string(), "give an API key: --qdrant-api-key, WEIR_QDRANT__API_KEY")
-        }
+        Err(error) => found.fail("rights", short(&error), "give an API key: --qdrant-api-key, WEIR_QDRANT__API_KEY"),
     }
     found.done()
 }
