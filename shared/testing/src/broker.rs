@@ -10,7 +10,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use tokio::runtime::Runtime;
 use weir_runner::KafkaConfig;
-use weir_stack::{Stack, StackConfig};
+use weir_stack::StackConfig;
+
+use crate::TestStack;
 
 /// Runs what belongs to the shared broker, whatever test started it.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
@@ -18,7 +20,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a ru
 /// Kafka on free ports, in a temporary folder. It ends with the test program, however that ends.
 pub struct Broker {
     /// The stack it belongs to.
-    pub stack: Stack,
+    pub stack: TestStack,
     folder: PathBuf,
 }
 
@@ -39,10 +41,10 @@ impl Broker {
         let folder = std::env::temp_dir().join(format!("weir-test-{}-{count}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder for the broker");
         let config = change(StackConfig::for_test(&folder));
-        let stack = std::thread::spawn(move || RUNTIME.block_on(Stack::start(config)))
+        let stack = std::thread::spawn(move || RUNTIME.block_on(TestStack::start(config)))
             .join()
             .expect("the thread that starts Kafka")
-            .unwrap_or_else(|error| panic!("Kafka does not start: {error}"));
+            .unwrap_or_else(|error| panic!("{error}"));
         Self { stack, folder }
     }
 

@@ -5,10 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod broker;
+#[cfg(feature = "containers")]
+mod containers;
 mod delivery;
 mod pipeline;
 mod proxy;
 mod service;
+mod stack;
 mod topics;
 
 pub use broker::{Broker, TestTopics, eventually};
@@ -16,4 +19,5 @@ pub use delivery::{delivery, delivery_at};
 pub use pipeline::{Pipeline, StoredPoint, program};
 pub use proxy::{Swallow, TransactionProxy};
 pub use service::Process;
+pub use stack::TestStack;
 pub use topics::{Isolation, Stored};

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::value::Kind;
-use qdrant_client::qdrant::{ScrollPointsBuilder, Value};
+use qdrant_client::qdrant::vectors_output::VectorsOptions;
+use qdrant_client::qdrant::{ScrollPointsBuilder, Value, VectorsOutput};
 use weir_contracts::{Action, DocumentId, DocumentRequest, Record, RequestId, TenantId, Topic, document_key};
 use weir_runner::{KafkaConfig, Publisher, Registry, RegistryConfig, Start, TopicReader};
+use weir_stack::Cluster;
 use weir_stack::schemas::{self, RegistryAccess, SchemaRegistry};
 use weir_stack::topics::{self, Shape};
-use weir_stack::{Cluster, Stack};
 
-use crate::{Process, TestTopics};
+use crate::{Process, TestStack, TestTopics};
 
 const PAGE: u32 = 1_000;
 
@@ -44,7 +45,7 @@ pub type StoredPoint = BTreeMap<String, String>;
 
 impl Pipeline {
     /// Topics, schemas and a collection under this name; no service runs yet.
-    pub async fn new(stack: &Stack, name: &str, lanes: i32) -> Self {
+    pub async fn new(stack: &TestStack, name: &str, lanes: i32) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let prefix = format!("{name}-{:x}.", rand::random::<u32>());
         let kafka =
@@ -134,7 +135,21 @@ impl Pipeline {
 
     /// Asks for documents to be stored: (id, text).
     pub async fn send(&self, tenant: &str, documents: impl IntoIterator<Item = (String, String)>) {
-        let publisher = Publisher::new(&self.kafka, self.registry()).expect("a publisher");
+        self.send_with(&self.publisher(), tenant, documents).await;
+    }
+
+    /// A producer, connected when first used.
+    pub fn publisher(&self) -> Publisher {
+        Publisher::new(&self.kafka, self.registry()).expect("a publisher")
+    }
+
+    /// The same as [`Pipeline::send`] with a producer that is there.
+    pub async fn send_with(
+        &self,
+        publisher: &Publisher,
+        tenant: &str,
+        documents: impl IntoIterator<Item = (String, String)>,
+    ) {
         let tenant = TenantId::parse(tenant).expect("a tenant");
         let mut pending = Vec::new();
         for (n, (document, text)) in documents.into_iter().enumerate() {
@@ -195,7 +210,7 @@ impl Pipeline {
                 for changing in ["revision", "requested_at", "position", "at"] {
                     stored.remove(changing);
                 }
-                stored.insert("vectors".into(), format!("{:?}", point.vectors));
+                stored.insert("vectors".into(), vectors(point.vectors));
                 points.push(stored);
             }
             offset = page.next_page_offset;
@@ -211,6 +226,16 @@ impl Pipeline {
     pub fn sizes(&self, topic: &str) -> (usize, usize) {
         let committed = self.topics.read(topic, crate::Isolation::Committed).len();
         (committed, self.topics.read(topic, crate::Isolation::Everything).len())
+    }
+}
+
+/// Vectors as text, by name: the map they come in has an order of its own each time.
+fn vectors(output: Option<VectorsOutput>) -> String {
+    match output.and_then(|output| output.vectors_options) {
+        Some(VectorsOptions::Vectors(named)) => {
+            format!("{:?}", named.vectors.into_iter().collect::<BTreeMap<_, _>>())
+        }
+        other => format!("{other:?}"),
     }
 }
 
