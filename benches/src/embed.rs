@@ -2,7 +2,7 @@
 //! texts, taking turns in one run.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokenizers::{PaddingParams, TruncationParams};
 use weir_models::{DeviceChoice, Embedder, ModelConfig, ModelError};
 
-use crate::median;
+use crate::{at_least, median};
 
 /// Lengths measured one by one, in tokens, special tokens included.
 const LENGTHS: [usize; 4] = [16, 64, 128, 256];
@@ -34,7 +34,7 @@ pub async fn run(rounds: usize) -> Result<Value> {
         Err(error @ (ModelError::Unobtainable { .. } | ModelError::Offline { .. })) => return Ok(skipped(&error)),
         Err(error) => return Err(error.into()),
     };
-    let corpus = corpora().join("scifact").join("corpus.jsonl");
+    let corpus = crate::corpora().join("scifact").join("corpus.jsonl");
     if !corpus.is_file() {
         return Ok(skipped(&format_args!(
             "no {}; set WEIR_CORPORA to the folder with scifact in it",
@@ -53,10 +53,6 @@ pub async fn run(rounds: usize) -> Result<Value> {
 fn skipped(reason: &dyn std::fmt::Display) -> Value {
     println!("embed: skipped: {reason}");
     json!({ "skipped": reason.to_string() })
-}
-
-fn corpora() -> PathBuf {
-    std::env::var_os("WEIR_CORPORA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from)
 }
 
 /// The texts of a corpus, one JSON object a line.
@@ -81,7 +77,10 @@ fn measure(ours: &Embedder, stock: &Stock, texts: &[String], rounds: usize) -> R
         figures.insert(length.to_string(), compare(&format!("{length} tokens"), ours, stock, &texts, rounds)?);
     }
     let mixed = windows(ours, texts);
-    figures.insert("mixed".into(), compare("mixed", ours, stock, &mixed, rounds)?);
+    let compared = compare("mixed", ours, stock, &mixed, rounds)?;
+    let ratio = compared.get("ratio").and_then(Value::as_f64).unwrap_or_default();
+    figures.insert("mixed".into(), compared);
+    figures.insert("targets".into(), json!({ "ratio_on_mixed_lengths": at_least(ratio, 2.0) }));
     figures.insert("threads".into(), json!(ModelConfig::default().threads()));
     Ok(Value::Object(figures))
 }

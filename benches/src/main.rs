@@ -3,6 +3,7 @@
 mod embed;
 mod pipeline;
 mod relay;
+mod scrape;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,7 +46,7 @@ enum Bench {
     Pipeline,
     /// Document to searchable, question to answer, at low load.
     Latency,
-    /// Peak memory of the services that hold no model.
+    /// Peak memory of each service while many short documents pass.
     Memory,
 }
 
@@ -67,6 +68,16 @@ fn median(figures: &mut [f64]) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or_default()
 }
 
+/// A figure that should reach a target.
+fn at_least(reached: f64, wanted: f64) -> Value {
+    json!({ "reached": reached, "at_least": wanted, "met": reached >= wanted })
+}
+
+/// A figure that should stay below a target.
+fn at_most(reached: f64, wanted: f64) -> Value {
+    json!({ "reached": reached, "at_most": wanted, "met": reached <= wanted })
+}
+
 /// Folder of the corpora; may not exist.
 fn corpora() -> PathBuf {
     std::env::var_os("WEIR_CORPORA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from)
@@ -76,7 +87,9 @@ fn main() -> Result<()> {
     color_eyre::install()?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    // Kafka's client reports the end of a partition as an error.
+    let filter = std::env::var("RUST_LOG").unwrap_or_else(|_| "error,rdkafka=off".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     std::fs::create_dir_all(&arguments.out)?;
     let names = if arguments.names.is_empty() { Bench::value_variants() } else { &arguments.names };
     let runtime = tokio::runtime::Runtime::new()?;
@@ -97,7 +110,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
         }
         Bench::Embed => embed::run(arguments.rounds).await,
         Bench::Pipeline => pipeline::run(arguments.documents).await,
-        Bench::Latency => pipeline::latency(50).await,
+        Bench::Latency => pipeline::latency(100).await,
         Bench::Memory => pipeline::memory(arguments.short_documents).await,
     }
 }
@@ -111,7 +124,7 @@ fn table(figures: &Value, indent: usize) {
                 table(value, indent + 2);
             }
             Value::Number(number) => println!("{:indent$}{name:44} {:>14.2}", "", number.as_f64().unwrap_or_default()),
-            other => println!("{:indent$}{name:44} {other:>14}", ""),
+            other => println!("{:indent$}{name:44} {:>14}", "", other.to_string()),
         }
     }
 }

@@ -1,22 +1,33 @@
 //! The whole pipeline on real documents with the real model: documents a second beside the embedder alone on the same
-//! chunks, latencies at low load, and the memory of the services without a model.
+//! chunks with the share of each stage, latencies at low load, and the memory of each service.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use color_eyre::eyre::{Result, ensure, eyre};
-use serde_json::{Value, json};
-use weir_contracts::{Answer, ChunkBatch, DocumentStatus, Question, RequestId, TenantId, Topic};
+use color_eyre::eyre::{Result, bail, ensure, eyre};
+use serde_json::{Map, Value, json};
+use weir_contracts::{
+    Answer, AnswerStatus, ChunkBatch, DocumentState, DocumentStatus, Evaluation, Question, RequestId, TenantId, Topic,
+};
 use weir_models::{Embedder, ModelConfig};
 use weir_runner::{Publisher, Start, TopicReader};
 use weir_stage::Output;
 use weir_testing::{Broker, Pipeline, program};
 
+use crate::scrape::{Metrics, free_port};
+use crate::{at_least, at_most};
+
 const LANES: i32 = 4;
 const TENANT: &str = "bench";
-const PATIENCE: Duration = Duration::from_secs(600);
-const SERVICES: [&str; 4] = ["ingest", "chunk", "embed", "index"];
+/// Longest wait for the next document or answer.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What a document passes, and the stages of each service.
+const SERVICES: [(&str, &[&str]); 4] =
+    [("ingest", &["route-documents", "extract"]), ("chunk", &["chunk"]), ("embed", &["embed"]), ("index", &["index"])];
 const REAL_MODEL: [(&str, &str); 1] = [("WEIR_MODEL__NAME", "all-MiniLM-L6-v2")];
+/// Questions asked while memory is measured.
+const QUESTIONS: usize = 200;
+const MB: u64 = 1_000_000;
 
 fn stack() -> Broker {
     Broker::start(|mut config| {
@@ -48,38 +59,101 @@ async fn statuses(pipeline: &Pipeline) -> Result<TopicReader<DocumentStatus>> {
     Ok(TopicReader::open(pipeline.kafka(), pipeline.registry(), Topic::DOCUMENT_STATUS, Start::End).await?)
 }
 
-/// Waits until `expected` documents are indexed; each stage's share of the time it was busy comes from its own metrics.
-async fn wait_indexed(reader: &mut TopicReader<DocumentStatus>, expected: usize) -> Result<()> {
+/// Waits until `expected` documents are indexed.
+async fn wait_indexed(pipeline: &Pipeline, reader: &mut TopicReader<DocumentStatus>, expected: usize) -> Result<()> {
     let mut indexed = HashSet::new();
-    let start = Instant::now();
     while indexed.len() < expected {
-        ensure!(start.elapsed() < PATIENCE, "only {} of {expected} documents are indexed", indexed.len());
-        if let Some(status) = reader.next(Duration::from_millis(500)).await? {
-            indexed.insert(status.record.document);
-        }
+        let Some(status) = reader.next(PATIENCE).await? else {
+            bail!("only {} of {expected} documents are indexed\n{}", indexed.len(), pipeline.outputs());
+        };
+        let status = status.record;
+        ensure!(status.state == DocumentState::Indexed, "{} failed: {:?}", status.document, status.reason);
+        indexed.insert(status.document);
     }
     Ok(())
 }
 
-/// Documents a second, and how that compares with the embedder alone on the same chunks.
+/// Starts a service on a port of its own, where its metrics can be had.
+fn start(pipeline: &mut Pipeline, service: &str, settings: &[(&str, &str)]) -> Result<u16> {
+    let port = free_port()?;
+    let listen = format!("127.0.0.1:{port}");
+    let settings: Vec<_> = settings.iter().copied().chain([("WEIR_HTTP__LISTEN", listen.as_str())]).collect();
+    pipeline.start(service, "0", &settings);
+    Ok(port)
+}
+
+/// Seconds each stage has worked, and processor time of each service, so far.
+fn work(ports: &BTreeMap<&str, u16>) -> Result<BTreeMap<String, f64>> {
+    let mut seconds = BTreeMap::new();
+    for (service, stages) in SERVICES {
+        let port = ports.get(service).ok_or_else(|| eyre!("{service} is not running"))?;
+        let metrics = Metrics::of(*port)?;
+        seconds.insert(format!("{service}.cpu"), metrics.sum("weir_process_cpu_milliseconds_total", "") / 1e3);
+        for stage in stages {
+            let label = format!("stage=\"{stage}\"");
+            seconds.insert(format!("{stage}.process"), metrics.sum("weir_process_seconds_sum", &label));
+            seconds.insert(format!("{stage}.commit"), metrics.sum("weir_commit_seconds_sum", &label));
+        }
+    }
+    Ok(seconds)
+}
+
+/// What each stage did between two looks: the share of the whole time in which it processed a batch and in which a
+/// transaction of it was open, and each service's share of the processor time of all of them.
+fn shares(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>, whole: Duration) -> Value {
+    let spent =
+        |name: &str| after.get(name).copied().unwrap_or_default() - before.get(name).copied().unwrap_or_default();
+    let cpu: f64 = SERVICES.iter().map(|(service, _)| spent(&format!("{service}.cpu"))).sum();
+    let (mut stages, mut services) = (Map::new(), Map::new());
+    println!("  {:>16} {:>16} {:>16}", "stage", "processing", "in transaction");
+    for (service, names) in SERVICES {
+        for stage in names {
+            let process = spent(&format!("{stage}.process")) / whole.as_secs_f64();
+            let commit = spent(&format!("{stage}.commit")) / whole.as_secs_f64();
+            println!("  {stage:>16} {:>14.1} % {:>14.1} %", process * 100.0, commit * 100.0);
+            stages.insert((*stage).to_owned(), json!({ "processing_share": process, "in_transaction_share": commit }));
+        }
+        let seconds = spent(&format!("{service}.cpu"));
+        services.insert(service.to_owned(), json!({ "cpu_seconds": seconds, "cpu_share": seconds / cpu }));
+    }
+    json!({ "stages": stages, "services": services })
+}
+
+/// The most memory each service ever held.
+fn peaks(pipeline: &mut Pipeline, services: &[&str]) -> Result<BTreeMap<String, u64>> {
+    let mut peaks = BTreeMap::new();
+    for service in services {
+        let peak = pipeline.process(service, "0").peak_memory();
+        let peak = peak.ok_or_else(|| eyre!("{service} has ended\n{}", pipeline.outputs()))?;
+        peaks.insert((*service).to_owned(), peak / MB);
+    }
+    Ok(peaks)
+}
+
+/// Documents a second, how that compares with the embedder alone on the same chunks, and who spends the time.
 pub async fn run(documents_wanted: usize) -> Result<Value> {
+    weir_models::prepare(&ModelConfig::default()).await?;
     let broker = stack();
     let mut pipeline = Pipeline::new(&broker.stack, "bench", LANES).await;
-    for service in SERVICES {
-        pipeline.start(service, "0", &REAL_MODEL);
+    let mut ports = BTreeMap::new();
+    for (service, _) in SERVICES {
+        ports.insert(service, start(&mut pipeline, service, &REAL_MODEL)?);
     }
     let mut reader = statuses(&pipeline).await?;
     let (documents, corpus) = documents(documents_wanted);
     let expected = documents.len();
     // The first document waits for the services to join their groups and load the model; it is not measured.
     pipeline.send(TENANT, [("warm-up".to_owned(), "Warm water.".to_owned())]).await;
-    wait_indexed(&mut reader, 1).await?;
+    wait_indexed(&pipeline, &mut reader, 1).await?;
+    let before = work(&ports)?;
     let start = Instant::now();
     pipeline.send(TENANT, documents).await;
-    wait_indexed(&mut reader, expected).await?;
+    wait_indexed(&pipeline, &mut reader, expected).await?;
     let whole = start.elapsed();
+    let shares = shares(&before, &work(&ports)?, whole);
     println!("  pipeline: {expected} {corpus} in {:.1} s", whole.as_secs_f64());
-    for service in SERVICES {
+    let peaks = peaks(&mut pipeline, &SERVICES.map(|(service, _)| service))?;
+    for (service, _) in SERVICES {
         pipeline.process(service, "0").terminate(Duration::from_secs(20));
     }
     let chunks: Vec<ChunkBatch> = pipeline.records(Topic::CHUNKS).await;
@@ -91,7 +165,9 @@ pub async fn run(documents_wanted: usize) -> Result<Value> {
         "documents": expected,
         "documents_per_second": per_second(whole),
         "embedder_alone_documents_per_second": per_second(alone),
-        "ratio_to_embedder_alone": alone.as_secs_f64() / whole.as_secs_f64(),
+        "share": shares,
+        "peak_mb": peaks,
+        "targets": { "ratio_to_embedder_alone": at_least(alone.as_secs_f64() / whole.as_secs_f64(), 0.9) },
     }))
 }
 
@@ -108,100 +184,145 @@ fn embed_alone(batches: &[ChunkBatch]) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
+/// Asks a question and waits for its answer.
+async fn ask(
+    pipeline: &Pipeline,
+    publisher: &Publisher,
+    answers: &mut TopicReader<Answer>,
+    name: &str,
+    question: String,
+) -> Result<Answer> {
+    let request_id = RequestId::parse(name)?;
+    let question = Question {
+        request_id: request_id.clone(),
+        tenant: TenantId::parse(TENANT)?,
+        question,
+        deadline: None,
+        idempotency_key: None,
+        feature: None,
+        filter: BTreeMap::new(),
+        prompt_version: None,
+        top_k: None,
+        created_at: 0,
+    };
+    publisher.publish(Output::new(Topic::QUESTIONS, TENANT, question)).await?;
+    loop {
+        let Some(answer) = answers.next(PATIENCE).await? else {
+            bail!("{name} is not answered\n{}", pipeline.outputs());
+        };
+        let answer = answer.record;
+        if answer.request_id == request_id {
+            let status = answer.status;
+            let without_model = matches!(status, AnswerStatus::Extractive | AnswerStatus::NoContext);
+            ensure!(without_model, "{name} is answered as {status:?}: {:?}", answer.reason);
+            return Ok(answer);
+        }
+    }
+}
+
 /// Latencies at low load: a document until it can be found, a question until its extractive answer.
 pub async fn latency(rounds: usize) -> Result<Value> {
+    weir_models::prepare(&ModelConfig::default()).await?;
     let broker = stack();
     let mut pipeline = Pipeline::new(&broker.stack, "latency", LANES).await;
-    for service in SERVICES.into_iter().chain(["generate"]) {
+    for service in SERVICES.map(|(service, _)| service).into_iter().chain(["generate"]) {
         pipeline.start(service, "0", &REAL_MODEL);
     }
     let mut reader = statuses(&pipeline).await?;
     let (documents, corpus) = documents(200 + rounds);
     let (background, measured) = documents.split_at(documents.len().saturating_sub(rounds));
     pipeline.send(TENANT, background.iter().cloned()).await;
-    wait_indexed(&mut reader, background.len()).await?;
+    wait_indexed(&pipeline, &mut reader, background.len()).await?;
+    let publisher = pipeline.publisher();
+    // The first one connects; it is not measured.
+    pipeline.send_with(&publisher, TENANT, [("warm-up".to_owned(), "Warm water.".to_owned())]).await;
+    wait_indexed(&pipeline, &mut reader, 1).await?;
     let mut searchable = Vec::new();
     for document in measured {
-        let start = Instant::now();
-        pipeline.send(TENANT, [document.clone()]).await;
-        wait_indexed(&mut reader, 1).await?;
-        searchable.push(start.elapsed().as_secs_f64() * 1e3);
         tokio::time::sleep(Duration::from_millis(200)).await;
+        let start = Instant::now();
+        pipeline.send_with(&publisher, TENANT, [document.clone()]).await;
+        wait_indexed(&pipeline, &mut reader, 1).await?;
+        searchable.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let mut answers: TopicReader<Answer> =
         TopicReader::open(pipeline.kafka(), pipeline.registry(), Topic::ANSWERS, Start::End).await?;
-    let publisher = Publisher::new(pipeline.kafka(), pipeline.registry())?;
-    let mut answered = Vec::new();
+    let (mut answered, mut extractive) = (Vec::new(), 0);
     for round in 0..=rounds {
-        let request_id = RequestId::parse(format!("question-{round}"))?;
-        let question = Question {
-            request_id: request_id.clone(),
-            tenant: TenantId::parse(TENANT)?,
-            question: format!(
-                "What is known about {}?",
-                measured
-                    .get(round % rounds.max(1))
-                    .map_or("cells", |(_, text)| { text.split('\n').next().unwrap_or("cells") })
-            ),
-            deadline: None,
-            idempotency_key: None,
-            feature: None,
-            filter: std::collections::BTreeMap::new(),
-            prompt_version: None,
-            top_k: None,
-            created_at: 0,
-        };
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let text = measured.get(round % rounds.max(1)).map_or("cells", |(_, text)| text.as_str());
+        let question = format!("What is known about {}?", text.split('\n').next().unwrap_or("cells"));
         let start = Instant::now();
-        publisher.publish(Output::new(Topic::QUESTIONS, TENANT, question)).await?;
-        loop {
-            let answer =
-                answers.next(Duration::from_secs(60)).await?.ok_or_else(|| eyre!("no answer within a minute"))?;
-            if answer.record.request_id == request_id {
-                break;
-            }
-        }
-        // The first question waits for the generate service to join its groups.
+        let answer = ask(&pipeline, &publisher, &mut answers, &format!("question-{round}"), question).await?;
+        // The first question waits for the generate service to load its model and to join its groups.
         if round > 0 {
             answered.push(start.elapsed().as_secs_f64() * 1e3);
+            extractive += usize::from(answer.status == AnswerStatus::Extractive);
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let (document, question) = (percentile(&mut searchable, 50), percentile(&mut answered, 50));
     Ok(json!({
         "corpus": corpus,
-        "document_to_searchable_p50_ms": percentile(&mut searchable, 50),
+        "rounds": rounds,
+        "extractive_answers": extractive,
+        "document_to_searchable_p50_ms": document,
         "document_to_searchable_p99_ms": percentile(&mut searchable, 99),
-        "question_to_answer_p50_ms": percentile(&mut answered, 50),
+        "question_to_answer_p50_ms": question,
         "question_to_answer_p99_ms": percentile(&mut answered, 99),
+        "targets": {
+            "document_to_searchable_p50_ms": at_most(document, 500.0),
+            "question_to_answer_p50_ms": at_most(question, 250.0),
+        },
     }))
 }
 
-/// Peak memory of each service while short documents pass with the test model.
+/// Peak memory of each service while short documents pass with the test model, and some questions after them.
 pub async fn memory(documents: usize) -> Result<Value> {
     let broker = stack();
     let mut pipeline = Pipeline::new(&broker.stack, "memory", LANES).await;
-    for service in SERVICES {
+    let services = ["ingest", "chunk", "embed", "index", "generate", "eval"];
+    for service in services {
         pipeline.start(service, "0", &[]);
     }
     let mut reader = statuses(&pipeline).await?;
+    let mut evaluations: TopicReader<Evaluation> =
+        TopicReader::open(pipeline.kafka(), pipeline.registry(), Topic::EVALUATIONS, Start::End).await?;
+    let mut answers: TopicReader<Answer> =
+        TopicReader::open(pipeline.kafka(), pipeline.registry(), Topic::ANSWERS, Start::End).await?;
+    let publisher = pipeline.publisher();
     let start = Instant::now();
     for part in notes(documents).chunks(10_000) {
-        pipeline.send(TENANT, part.iter().cloned()).await;
+        pipeline.send_with(&publisher, TENANT, part.iter().cloned()).await;
     }
-    wait_indexed(&mut reader, documents).await?;
+    wait_indexed(&pipeline, &mut reader, documents).await?;
     let elapsed = start.elapsed();
-    let mut figures = serde_json::Map::new();
-    for service in SERVICES {
-        let peak = pipeline.process(service, "0").peak_memory().map(|bytes| bytes / (1 << 20));
-        figures.insert(format!("{service}_peak_mib"), json!(peak));
+    for n in 0..QUESTIONS {
+        let question = format!("What does the keeper of weir {} raise at dawn?", n * documents / QUESTIONS);
+        ask(&pipeline, &publisher, &mut answers, &format!("question-{n}"), question).await?;
     }
-    figures.insert("documents".into(), json!(documents));
-    figures.insert("documents_per_second".into(), json!(count(documents) / elapsed.as_secs_f64()));
-    Ok(Value::Object(figures))
+    for n in 0..QUESTIONS {
+        ensure!(evaluations.next(PATIENCE).await?.is_some(), "only {n} answers are scored\n{}", pipeline.outputs());
+    }
+    let peaks = peaks(&mut pipeline, &services)?;
+    let without_model = ["ingest", "chunk", "index"];
+    let target = |service: &&str| {
+        let peak = peaks.get(*service).copied().unwrap_or(u64::MAX);
+        ((*service).to_owned(), at_most(u32::try_from(peak).map_or(f64::MAX, f64::from), 150.0))
+    };
+    Ok(json!({
+        "documents": documents,
+        "documents_per_second": count(documents) / elapsed.as_secs_f64(),
+        "questions": QUESTIONS,
+        "peak_mb": peaks,
+        "targets": { "peak_mb": without_model.iter().map(target).collect::<Map<_, _>>() },
+    }))
 }
 
-fn percentile(figures: &mut [f64], percent: usize) -> Option<f64> {
+/// The figure below which `percent` of all lie; they get sorted.
+fn percentile(figures: &mut [f64], percent: usize) -> f64 {
     figures.sort_by(f64::total_cmp);
-    figures.get((figures.len() * percent / 100).min(figures.len().saturating_sub(1))).copied()
+    let place = (figures.len() * percent / 100).min(figures.len().saturating_sub(1));
+    figures.get(place).copied().unwrap_or_default()
 }
 
 fn count(n: usize) -> f64 {
