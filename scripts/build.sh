@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Compiles all programs. One build serves `make demo` and `make test`: both select the whole workspace, so that cargo
-# settles on the same features and compiles every dependency once.
+# Compiles all programs. One build serves `make demo` and `make test`: both select the same packages, so that cargo
+# settles on the same features and compiles every dependency once. The benchmarks bring models to compare with, which
+# nobody else needs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$HOME/.cache/weir/target}
@@ -13,4 +14,4 @@ This takes a while (on two cores about half an hour, on sixteen a few minutes) a
 the result stays in $CARGO_TARGET_DIR.
 NOTE
 fi
-cargo build --workspace --bins "$@"
+cargo build --workspace --exclude weir-benches --bins "$@"

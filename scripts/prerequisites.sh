@@ -12,6 +12,7 @@ export PATH="$HOME/.cargo/bin:$PATH"
 
 missing=()     # what a person is told
 packages=()    # what apt-get installs
+apt=(apt-get --option Acquire::Retries=5)
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
@@ -67,12 +68,12 @@ install() {
     local wanted=() package
     echo "Installing what is missing: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update
+    "${apt[@]}" update
     for package in "${packages[@]}"; do
         [[ $package == java ]] && package=$(java_package)
         wanted+=("$package")
     done
-    apt-get install --yes --no-install-recommends "${wanted[@]}"
+    "${apt[@]}" install --yes --no-install-recommends "${wanted[@]}"
 }
 
 complain() {
@@ -86,30 +87,59 @@ complain() {
     exit 1
 }
 
+# rustup by its own installer, a pinned version held against a pinned checksum. A download that broke off goes on.
+rustup_version=1.28.2
+install_rustup() {
+    local machine sum folder file
+    machine=$(uname -m)
+    case $machine in
+        x86_64) sum=20a06e644b0d9bd2fbdbfd52d42540bdde820ea7df86e92e533c073da0cdd43c ;;
+        aarch64) sum=e3853c5a252fca15252d07cb23a1bdd9377a8c6f3efa01531109281ae47f841c ;;
+        *) return 1 ;;
+    esac
+    folder=${XDG_CACHE_HOME:-$HOME/.cache}/weir/rustup-$rustup_version
+    file=$folder/rustup-init-$machine
+    mkdir -p "$folder"
+    if ! sha256sum --check --status <<<"$sum  $file" 2>/dev/null; then
+        echo "Downloading rustup $rustup_version"
+        curl --fail --location --progress-bar --proto '=https' --tlsv1.2 --retry 5 --continue-at - --output "$file" \
+            "https://static.rust-lang.org/rustup/archive/$rustup_version/$machine-unknown-linux-gnu/rustup-init" \
+            || { echo "The download of rustup broke off; run this again and it goes on." >&2; exit 1; }
+    fi
+    if ! sha256sum --check --status <<<"$sum  $file"; then
+        rm -f "$file"
+        echo "What was downloaded as rustup is not it (its checksum differs), so it was removed. Run this again." >&2
+        exit 1
+    fi
+    chmod +x "$file"
+    "$file" -y --quiet --no-modify-path --default-toolchain none
+}
+
+install_toolchain() {
+    echo "Installing Rust $toolchain through rustup"
+    rustup toolchain install "$toolchain" --profile minimal --component rustfmt --component clippy
+}
+
 rust() {
     # `rustc` may be rustup's proxy, which takes rust-toolchain.toml into account only below the project.
     cd "$root"
     if have rustup; then
         if ! rustup run "$toolchain" cargo clippy --version >/dev/null 2>&1 \
             || ! rustup run "$toolchain" cargo fmt --version >/dev/null 2>&1; then
-            echo "Installing Rust $toolchain through rustup"
-            rustup toolchain install "$toolchain" --profile minimal --component rustfmt --component clippy
+            install_toolchain
         fi
         return
     fi
-    if have rustc && have cargo && [[ $(rustc --version | cut -d' ' -f2) == "$toolchain" ]]; then
+    if have rustc && have cargo-clippy && have cargo-fmt \
+        && [[ $(rustc --version | cut -d' ' -f2) == "$toolchain" ]]; then
         return
     fi
-    if [[ $EUID -eq 0 ]] && have apt-get; then
-        apt-cache show rustup >/dev/null 2>&1 || apt-get update
-        if apt-cache show rustup >/dev/null 2>&1; then
-            DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends rustup
-            rustup toolchain install "$toolchain" --profile minimal --component rustfmt --component clippy
-            return
-        fi
+    if [[ $EUID -eq 0 ]] && have apt-get && install_rustup; then
+        install_toolchain
+        return
     fi
     echo "Missing on this machine:" >&2
-    echo "  - Rust $toolchain" >&2
+    echo "  - Rust $toolchain with rustfmt and clippy" >&2
     echo "Get it through rustup, which then follows this project's rust-toolchain.toml by itself:" >&2
     echo "  https://rustup.rs  (curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh)" >&2
     exit 1

@@ -17,6 +17,10 @@ for argument in "$@"; do
     esac
 done
 
+# Which stack the tests run on: processes of this machine, or containers.
+features=()
+[[ ${WEIR_TEST_STACK:-} != containers ]] || features=(--features weir-testing/containers)
+
 failed=()
 report=()
 begun=$SECONDS
@@ -60,20 +64,20 @@ lock_is_current() { cargo metadata --format-version 1 --locked --quiet >/dev/nul
 
 step "Cargo.lock is current" lock_is_current || finish
 step "formatting" cargo fmt --all --check || true
-step "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings || true
+step "clippy" cargo clippy --workspace --all-targets "${features[@]}" --quiet -- -D warnings || true
 $only_lint && finish
 
 # Nothing below can run when this fails.
-step "build the programs" scripts/build.sh || finish
-step "build the tests" cargo test --workspace --no-run || finish
+step "build the programs" scripts/build.sh "${features[@]}" || finish
+step "build the tests" cargo test --workspace --exclude weir-benches "${features[@]}" --no-run || finish
 
-step "unit tests" cargo test --workspace --lib --bins -- "${long[@]}" || true
-step "examples in the documentation" cargo test --workspace --doc || true
+step "unit tests" cargo test --workspace --exclude weir-benches "${features[@]}" --lib --bins -- "${long[@]}" || true
+step "examples in the documentation" cargo test --workspace --exclude weir-benches "${features[@]}" --doc || true
 for name in $(integration_tests others); do
-    step "$name" cargo test --workspace --test "$name" -- "${long[@]}" || true
+    step "$name" cargo test --workspace --exclude weir-benches "${features[@]}" --test "$name" -- "${long[@]}" || true
 done
 # On real Kafka. One test at a time: each has a stack of its own, and they measure time.
 for name in $(integration_tests own); do
-    step "end to end: $name" cargo test --workspace --test "$name" -- --test-threads=1 "${long[@]}" || true
+    step "end to end: $name" cargo test --workspace --exclude weir-benches "${features[@]}" --test "$name" -- --test-threads=1 "${long[@]}" || true
 done
 finish

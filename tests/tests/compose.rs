@@ -169,17 +169,33 @@ fn addresses_lead_to_containers() {
 #[test]
 fn official_images_are_pinned_and_open_on_this_machine_only() {
     let compose = Compose::read();
+    let version = Regex::new(r"^v?\d+\.\d+\.\d+$").unwrap();
     for (name, ports) in OFFICIAL {
         let container = compose.container(name);
         let image = container["image"].as_str().unwrap();
         let tag = image.split_once(':').unwrap_or_else(|| panic!("{image} is not pinned")).1;
-        assert!(Regex::new(r"^v?\d+\.\d+\.\d+$").unwrap().is_match(tag), "{image} is not pinned to a version");
+        assert!(version.is_match(tag), "{image} is not pinned to a version");
         for published in strings(&container["ports"]) {
             let port: Vec<&str> = published.split(':').collect();
             assert_eq!(port[0], "127.0.0.1", "{name}: {published}");
             assert_eq!(port[1], port[2], "{name}: the same port inside and outside");
             assert!(ports.contains(&port[2].parse().unwrap()), "{name}: {published}");
         }
+    }
+}
+
+/// What is tested with the local stack runs in the containers.
+#[test]
+fn kafka_and_the_registry_are_the_versions_of_the_local_stack() {
+    let compose = Compose::read();
+    for (container, pom) in [("kafka", "kafka"), ("registry", "apicurio")] {
+        let image = compose.container(container)["image"].as_str().unwrap();
+        let version = image.split_once(':').unwrap().1;
+        let pom = read(&format!("deploy/dev/{pom}/pom.xml"));
+        assert!(
+            pom.contains(&format!("<version>{version}</version>")),
+            "{image} is not the version of {container}'s pom"
+        );
     }
 }
 

@@ -251,6 +251,25 @@ fn dependencies_point_one_way() {
     none(complaints);
 }
 
+/// Contracts and stages are plain values: no files, no network, no clock, no chance.
+#[test]
+fn contracts_and_stage_do_no_io() {
+    let io = Regex::new(
+        r"std::(fs|net|process|env|thread)\b|SystemTime::now|Instant::now|new_v4|now_v7|\b(tokio|rand|reqwest|rdkafka)::",
+    )
+    .unwrap();
+    let mut complaints = Vec::new();
+    for path in ["shared/contracts/src", "shared/stage/src"].iter().flat_map(|folder| with_extension(folder, "rs")) {
+        let text = read(&path);
+        for line in text.split("#[cfg(test)]").next().unwrap_or_default().lines() {
+            if io.is_match(line) && !line.trim_start().starts_with("//") {
+                complaints.push(format!("{}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    none(complaints);
+}
+
 /// Heavy or delicate dependencies stay alone in their crates.
 #[test]
 fn one_crate_owns_each_heavy_dependency() {
@@ -367,18 +386,95 @@ fn links_between_documents_lead_somewhere() {
     none(complaints);
 }
 
-/// Files that documents and comments name in backticks or as plain paths exist.
+/// Files that documents name in backticks, and comments anywhere, exist.
 #[test]
-fn paths_that_documents_name_exist() {
-    let named =
-        Regex::new(r"`((?:services|shared|schemas|topics|prompts|deploy|docs|tests|benches|scripts)/[\w./-]+)`")
-            .unwrap();
+fn paths_that_documents_and_comments_name_exist() {
+    const FOLDERS: &str = "(?:services|shared|schemas|topics|prompts|deploy|docs|tests|benches|scripts)";
+    let in_documents = Regex::new(&format!(r"`({FOLDERS}/[\w./-]+)`")).unwrap();
+    let in_comments = Regex::new(&format!(r"(?:^|[\s`(])({FOLDERS}/[\w./-]*\w)")).unwrap();
+    let mut complaints = Vec::new();
+    for path in files(".") {
+        let (named, comment) = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("md") => (&in_documents, ""),
+            Some("rs") => (&in_comments, "//"),
+            Some("toml" | "yml" | "sh" | "py") => (&in_comments, "#"),
+            _ => continue,
+        };
+        let text = read(&path);
+        for line in text.lines().filter(|line| line.trim_start().starts_with(comment)) {
+            for found in named.captures_iter(line) {
+                let target = found[1].trim_end_matches('/');
+                if !root().join(target).exists() {
+                    complaints.push(format!("{}: {target} does not exist", path.display()));
+                }
+            }
+        }
+    }
+    none(complaints);
+}
+
+/// A test that a document calls a proof is there.
+#[test]
+fn tests_that_documents_name_exist() {
+    let named = Regex::new(r"`([a-z0-9]+(?:_[a-z0-9]+){3,})`").unwrap();
+    let function = Regex::new(r"fn ([a-z0-9_]+)\(").unwrap();
+    let code: Vec<String> = rust_files().into_iter().map(read).collect();
+    let functions: BTreeSet<&str> =
+        code.iter().flat_map(|text| function.captures_iter(text)).map(|found| found.get(1).unwrap().as_str()).collect();
+    let document = read("docs/guarantees.md");
+    let proofs: Vec<&str> = named.captures_iter(&document).map(|found| found.get(1).unwrap().as_str()).collect();
+    assert!(proofs.len() > 20, "{proofs:?}");
+    none(proofs.iter().filter(|name| !functions.contains(*name)).map(|name| format!("no test {name}")).collect());
+}
+
+#[test]
+fn make_targets_that_documents_name_exist() {
+    let named = Regex::new(r"(?m)(?:^|`)make ([a-z-]+)").unwrap();
+    let makefile = read("Makefile");
     let mut complaints = Vec::new();
     for path in with_extension(".", "md") {
         for found in named.captures_iter(&read(&path)) {
-            let target = found[1].trim_end_matches('/');
-            if !target.contains('*') && !root().join(target).exists() {
-                complaints.push(format!("{}: {target} does not exist", path.display()));
+            if !makefile.lines().any(|line| line.starts_with(&format!("{}:", &found[1]))) {
+                complaints.push(format!("{}: there is no make {}", path.display(), &found[1]));
+            }
+        }
+    }
+    none(complaints);
+}
+
+/// Examples for producers write fields that the schemas have, and all that have no default.
+#[test]
+fn examples_in_documents_follow_the_schemas() {
+    let python = Regex::new(r#"(?s)write\("weir\.([a-z-]+)", key=[^{]*value=\{(.*?)\n\}\)"#).unwrap();
+    let java = Regex::new(r#"(?s)GenericRecordBuilder\(schema\("([a-z-]+)"\)\)(.*?)\.build\(\)"#).unwrap();
+    let nested = Regex::new(r"\{[^{}]*\}").unwrap();
+    let (key, set) = (Regex::new(r#""(\w+)":"#).unwrap(), Regex::new(r#"\.set\("(\w+)""#).unwrap());
+    let schema = |name: &str| -> Value { serde_json::from_str(&read(format!("schemas/{name}.avsc"))).unwrap() };
+    let mut complaints = Vec::new();
+    for file in ["README.md", "docs/clients.md"] {
+        let text = read(file);
+        let written = python.captures_iter(&text).map(|found| {
+            let topic: toml::Table = read(format!("topics/{}.toml", &found[1])).parse().unwrap();
+            let fields = nested.replace_all(&found[2], "").into_owned();
+            let fields: BTreeSet<String> = key.captures_iter(&fields).map(|found| found[1].to_owned()).collect();
+            (topic["schema"].as_str().unwrap().to_owned(), fields)
+        });
+        let built = java.captures_iter(&text).map(|found| {
+            (found[1].to_owned(), set.captures_iter(&found[2]).map(|found| found[1].to_owned()).collect())
+        });
+        let examples: Vec<(String, BTreeSet<String>)> = written.chain(built).collect();
+        let names: Vec<&str> = examples.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["document-request", "question", "document-request", "question"], "{file}");
+        for (name, fields) in &examples {
+            let schema = schema(name);
+            let known = schema["fields"].as_array().unwrap();
+            for field in fields.iter().filter(|field| !known.iter().any(|known| known["name"] == ***field)) {
+                complaints.push(format!("{file}: {name} has no field {field}"));
+            }
+            for field in known.iter().filter(|field| field.get("default").is_none()) {
+                if !fields.contains(field["name"].as_str().unwrap()) {
+                    complaints.push(format!("{file}: {name} lacks {}", field["name"]));
+                }
             }
         }
     }
