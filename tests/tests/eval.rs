@@ -320,6 +320,7 @@ async fn measured(collection: &'static str, more: &[&str]) -> Option<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "embeds 240 paragraphs and 1,190 questions, minutes on a few processors: `make test-long`"]
 async fn xquad_reaches_its_targets() {
     let Some(report) = measured("xquad", &["--ask", "60"]).await else { return };
     assert!(figure(&report, "dense", "ndcg@10") >= 0.93, "{report}");
