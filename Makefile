@@ -41,7 +41,7 @@ down: build ## Stop what `make up` started
 status: build ## What runs, and how far behind it is
 	@"$(WEIR)" status
 
-test: prerequisites ## Lint, then every test, on real Kafka, each suite with its time
+test: prerequisites ## Every test, on real Kafka, each suite with its time, and the lints
 	@scripts/test.sh
 
 test-long: prerequisites ## The same with the tests that take many minutes
