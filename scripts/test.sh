@@ -21,6 +21,9 @@ done
 features=()
 [[ ${WEIR_TEST_STACK:-} != containers ]] || features=(--features weir-testing/containers)
 
+# What is tested: the packages that scripts/build.sh builds.
+tested=(--workspace --exclude weir-benches "${features[@]}")
+
 # Seconds after which a run does not begin to lint any more.
 LINT_WITHIN=2700
 
@@ -76,16 +79,16 @@ fi
 
 # Nothing below can run when this fails.
 step "build the programs" scripts/build.sh "${features[@]}" || finish
-step "build the tests" cargo test --workspace --exclude weir-benches "${features[@]}" --no-run || finish
+step "build the tests" cargo test "${tested[@]}" --no-run || finish
 
-step "unit tests" cargo test --workspace --exclude weir-benches "${features[@]}" --lib --bins -- "${long[@]}" || true
-step "examples in the documentation" cargo test --workspace --exclude weir-benches "${features[@]}" --doc || true
+step "unit tests" cargo test "${tested[@]}" --lib --bins -- "${long[@]}" || true
+step "examples in the documentation" cargo test "${tested[@]}" --doc || true
 for name in $(integration_tests others); do
-    step "$name" cargo test --workspace --exclude weir-benches "${features[@]}" --test "$name" -- "${long[@]}" || true
+    step "$name" cargo test "${tested[@]}" --test "$name" -- "${long[@]}" || true
 done
 # On real Kafka. One test at a time: each has a stack of its own, and they measure time.
 for name in $(integration_tests own); do
-    step "end to end: $name" cargo test --workspace --exclude weir-benches "${features[@]}" --test "$name" -- --test-threads=1 "${long[@]}" || true
+    step "end to end: $name" cargo test "${tested[@]}" --test "$name" -- --test-threads=1 "${long[@]}" || true
 done
 # Clippy type-checks every dependency once more. Where they all had to be compiled first, on a small machine, that would
 # take the run past an hour: then it is left to `make lint`, and said.
