@@ -3,10 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use weir_contracts::{Answer, AnswerStatus, Evaluation, Question, RequestId, TenantId, Topic};
-use weir_runner::Publisher;
 use weir_testing::{Broker, Isolation, Pipeline, eventually, program};
 
 const LANES: i32 = 4;
@@ -28,7 +27,7 @@ fn tenant(n: usize) -> String {
 }
 
 async fn ask(pipeline: &Pipeline) {
-    let publisher = Publisher::new(pipeline.kafka(), pipeline.registry()).unwrap();
+    let publisher = pipeline.publisher();
     let mut pending = Vec::new();
     for n in 0..QUESTIONS {
         let question = Question {
@@ -85,14 +84,10 @@ async fn every_question_has_one_answer_and_one_evaluation_though_the_services_ar
         pipeline.process(service, "0").kill();
         pipeline.process(service, "0").restart();
     }
-    let start = Instant::now();
-    while pipeline.topics.read("evaluations", Isolation::Committed).len() < QUESTIONS
-        || STAGES.iter().any(|(_, stage, input, _)| pipeline.topics.lag(stage, input) > 0)
-    {
-        pipeline.supervise();
-        assert!(start.elapsed() < PATIENCE, "not done after {PATIENCE:?}\n{}", pipeline.outputs());
-        std::thread::sleep(Duration::from_millis(250));
-    }
+    pipeline.supervise_until("every answer is scored and no lag is left", PATIENCE, |pipeline| {
+        pipeline.topics.read("evaluations", Isolation::Committed).len() >= QUESTIONS
+            && STAGES.iter().all(|(_, stage, input, _)| pipeline.topics.lag(stage, input) == 0)
+    });
 
     let answers: Vec<Answer> = pipeline.records(Topic::ANSWERS).await;
     let answered: HashSet<_> = answers.iter().map(|answer| answer.request_id.clone()).collect();

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use weir_contracts::{
     ChunkBatch, Document, DocumentState, DocumentStatus, EmbeddingBatch, OutcomeKind, RequestOutcome, Topic,
 };
-use weir_testing::{Broker, Pipeline, StoredPoint, eventually, program};
+use weir_testing::{Broker, Isolation, Pipeline, StoredPoint, eventually, program};
 
 const LANES: i32 = 4;
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -43,24 +43,12 @@ fn documents(n: usize) -> impl Iterator<Item = (String, String)> {
     })
 }
 
-fn lag(pipeline: &Pipeline) -> i64 {
-    STAGES.iter().map(|(_, stage, input, _)| pipeline.topics.lag(stage, input)).sum()
-}
-
 fn wait_until_done(pipeline: &mut Pipeline, expected: usize) {
-    let start = Instant::now();
-    let rest = |pipeline: &Pipeline| {
+    pipeline.supervise_until("every document is indexed and no lag is left", PATIENCE, |pipeline| {
         // A stage that has not begun leaves the next one without lag: what is indexed counts too.
-        i64::try_from(
-            expected.saturating_sub(pipeline.topics.read("document-status", weir_testing::Isolation::Committed).len()),
-        )
-        .unwrap()
-    };
-    while lag(pipeline) > 0 || rest(pipeline) > 0 {
-        pipeline.supervise();
-        assert!(start.elapsed() < PATIENCE, "lag {} after {PATIENCE:?}\n{}", lag(pipeline), pipeline.outputs());
-        std::thread::sleep(Duration::from_millis(250));
-    }
+        pipeline.topics.read("document-status", Isolation::Committed).len() >= expected
+            && STAGES.iter().all(|(_, stage, input, _)| pipeline.topics.lag(stage, input) == 0)
+    });
 }
 
 /// What must hold at the end of every run, and the content of the index.
@@ -83,7 +71,7 @@ async fn check(pipeline: &Pipeline, expected: usize) -> Vec<StoredPoint> {
     assert_eq!((statuses.len(), indexed.len()), (expected, expected), "every document is said to be indexed, once");
     assert!(statuses.iter().all(|status| status.state == DocumentState::Indexed && status.chunks > 0));
     for (_, stage, _, output) in STAGES {
-        let dead = pipeline.topics.read(&format!("dlq.{stage}"), weir_testing::Isolation::Committed);
+        let dead = pipeline.topics.read(&format!("dlq.{stage}"), Isolation::Committed);
         assert!(
             dead.is_empty(),
             "{stage} has dead letters: {:?}",

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use weir_contracts::{Raw, Topic};
+use weir_contracts::{Lane, Raw, Topic};
 use weir_runner::{KafkaConfig, Publisher, Registry, RegistryConfig};
-use weir_stack::{Cluster, Stack, StackConfig};
+use weir_stack::{Cluster, CreateTopic, Stack, StackConfig};
 use weir_stage::Output;
+use weir_testing::{BrokerProxy, Isolation};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_produces_to_a_missing_topic_does_not_create_it() {
@@ -40,4 +42,54 @@ async fn who_produces_to_a_missing_topic_does_not_create_it() {
     tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(30)).unwrap()).await.unwrap();
     assert!(there("anybodys").await);
     stack.stop().await;
+}
+
+/// Enough partitions that a broker is still making them when the first records come.
+const MANY: i32 = 200;
+
+fn watermarks(brokers: &str, topic: &str) -> Result<i64, rdkafka::error::KafkaError> {
+    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    let timeout = Duration::from_secs(20);
+    (0..MANY).map(|lane| consumer.fetch_watermarks(topic, lane, timeout).map(|(low, high)| high - low)).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_is_served_once_it_is_created() {
+    let data = tempfile::tempdir().unwrap();
+    let stack = Stack::start(StackConfig::for_test(data.path())).await.unwrap();
+    let brokers = stack.kafka_brokers();
+    let cluster = Cluster::connect(&brokers, &BTreeMap::new()).unwrap();
+    let new = CreateTopic { name: "wide".into(), partitions: MANY, replication: 1, settings: BTreeMap::new() };
+    cluster.create(&[new]).await.unwrap();
+    let stored = tokio::task::spawn_blocking(move || watermarks(&brokers, "wide")).await.unwrap();
+    assert_eq!(stored, Ok(0), "every partition answers at the first question");
+    stack.stop().await;
+}
+
+/// Two requests in flight, of which the first is refused: see `store_once` in the runner.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_records_of_a_partition_are_stored_though_it_was_just_coming_to_be() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let proxy = BrokerProxy::start();
+    let (broker, brokers) = proxy.broker();
+    let topics = broker.topics("young", &[("young", 2)]);
+    let kafka = KafkaConfig { brokers, prefix: topics.prefix.clone(), ..KafkaConfig::default() };
+    let publisher = Publisher::new(&kafka, Registry::new(&RegistryConfig::default(), &kafka.prefix).unwrap()).unwrap();
+    let publish = |value: &'static str, lane: i32| {
+        let mut output = Output::new(Topic::custom("young"), value, Raw(value.into()));
+        output.lane = Some(Lane(lane));
+        let publisher = publisher.clone();
+        tokio::spawn(async move { publisher.publish(output).await })
+    };
+    publish("connects", 1).await.unwrap().unwrap();
+    proxy.refuse(&topics.full("young"), 0);
+    let first = publish("first", 0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let second = publish("second", 0);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert!(!proxy.will_refuse(), "nothing was refused");
+    let stored = tokio::task::spawn_blocking(move || topics.read("young", Isolation::Committed)).await.unwrap();
+    let values: Vec<_> = stored.iter().map(|record| String::from_utf8_lossy(&record.value).into_owned()).collect();
+    assert_eq!(values, ["first", "second", "connects"], "every acknowledged record is stored, in order");
 }

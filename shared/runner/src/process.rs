@@ -241,16 +241,15 @@ impl<S: Stage> Processor<S> {
             Outcome::Skip { reason, outputs } => (Verdict::Skipped(reason), outputs),
             Outcome::Reject { failure, outputs } => (Verdict::Rejected(failure), outputs),
         };
-        let parent = TraceParent::of(&raw.headers);
-        let trace = parent.map(|parent| parent.child(self.name, &raw.at.topic, raw.at.lane.0, raw.at.offset, start));
-        if let (Verdict::Rejected(failure), trace) = (&verdict, parent.map(TraceParent::trace_id)) {
+        let trace = TraceParent::step(&raw.headers, self.name, &raw.at, start);
+        if let Verdict::Rejected(failure) = &verdict {
             tracing::warn!(
                 stage = self.name,
                 class = failure.class,
                 topic = %raw.at.topic,
                 lane = raw.at.lane.0,
                 offset = raw.at.offset,
-                trace_id = trace.map(tracing::field::display),
+                trace_id = %trace.trace_id(),
                 reason = failure.message,
                 "record rejected"
             );
@@ -275,7 +274,7 @@ impl<S: Stage> Processor<S> {
         &mut self,
         raw: &RawRecord,
         output: Output,
-        trace: Option<TraceParent>,
+        trace: TraceParent,
     ) -> Result<EncodedRecord, Wait> {
         let value = match &output.record {
             None => None,
@@ -299,9 +298,7 @@ impl<S: Stage> Processor<S> {
                 headers.set(name, value);
             }
         }
-        if let Some(trace) = trace {
-            headers.set(header::TRACEPARENT, trace.header());
-        }
+        headers.set(header::TRACEPARENT, trace.header());
         let names = &self.names;
         let topic = self.topics.entry(output.topic).or_insert_with(|| names.full(output.topic).into());
         Ok(EncodedRecord {

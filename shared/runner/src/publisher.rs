@@ -9,7 +9,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use weir_contracts::{Lane, TopicNames, frame, header};
 use weir_stage::Output;
 
-use crate::client::{CALL_TIMEOUT, LogContext, client_config};
+use crate::client::{CALL_TIMEOUT, LogContext, client_config, store_once};
 use crate::trace_context::TraceParent;
 use crate::{KafkaConfig, Registry};
 
@@ -42,12 +42,12 @@ impl Publisher {
     pub fn new(kafka: &KafkaConfig, registry: Registry) -> Result<Self, PublishError> {
         let mut config = client_config(kafka);
         config
-            .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "5")
             .set("compression.type", "lz4")
             .set("message.max.bytes", (4 << 20).to_string())
             .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
+        store_once(&mut config);
         let producer = config.create_with_context(LogContext).map_err(|error: KafkaError| PublishError {
             topic: kafka.brokers.clone(),
             reason: format!("the producer can't be made: {error}"),

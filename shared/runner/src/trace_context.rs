@@ -8,7 +8,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue};
 use weir_contracts::header;
-use weir_stage::Headers;
+use weir_stage::{Coordinates, Headers};
 
 /// Ids of a `traceparent` header (W3C Trace Context, version 00).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,30 +48,32 @@ impl TraceParent {
         self.trace
     }
 
-    /// Records the work on one record, from `start` to now, as a child span, and gives the context its outputs carry.
-    pub(crate) fn child(self, stage: &'static str, topic: &str, lane: i32, offset: i64, start: SystemTime) -> Self {
-        let remote = SpanContext::new(self.trace, self.span, self.flags, true, TraceState::default());
-        let parent = Context::new().with_remote_span_context(remote);
+    /// Records the work on one record, from `start` to now, as a span of the trace the record belongs to, and gives
+    /// the context its outputs carry. A record that belongs to none begins one; the sampler decides whether it is kept.
+    pub(crate) fn step(headers: &Headers, stage: &'static str, at: &Coordinates, start: SystemTime) -> Self {
+        let parent = Self::of(headers);
+        let context = parent.map_or_else(Context::new, |Self { trace, span, flags }| {
+            Context::new().with_remote_span_context(SpanContext::new(trace, span, flags, true, TraceState::default()))
+        });
         let tracer = global::tracer("weir");
         let mut span = tracer
             .span_builder(stage)
             .with_kind(SpanKind::Consumer)
             .with_start_time(start)
             .with_attributes([
-                KeyValue::new("messaging.source.name", topic.to_owned()),
-                KeyValue::new("messaging.kafka.partition", i64::from(lane)),
-                KeyValue::new("messaging.kafka.offset", offset),
+                KeyValue::new("messaging.source.name", at.topic.to_string()),
+                KeyValue::new("messaging.kafka.partition", i64::from(at.lane.0)),
+                KeyValue::new("messaging.kafka.offset", at.offset),
             ])
-            .start_with_context(&tracer, &parent);
+            .start_with_context(&tracer, &context);
         span.end();
         let own = span.span_context();
+        if own.is_valid() && parent.is_none_or(|parent| parent.span != own.span_id()) {
+            return Self { trace: own.trace_id(), span: own.span_id(), flags: own.trace_flags() };
+        }
         // Without an exporter the span has no id of its own, and the trace goes on all the same.
-        let span = if own.is_valid() && own.span_id() != self.span {
-            own.span_id()
-        } else {
-            SpanId::from_bytes(rand::random::<u64>().to_be_bytes())
-        };
-        Self { span, ..self }
+        let root = Self::root();
+        parent.map_or(root, |parent| Self { span: root.span, ..parent })
     }
 
     /// The header's text.
@@ -82,17 +84,31 @@ impl TraceParent {
 
 #[cfg(test)]
 mod tests {
+    use weir_contracts::Lane;
+
     use super::*;
+
+    fn step(headers: &Headers) -> TraceParent {
+        let at = Coordinates { topic: "weir.documents".into(), lane: Lane(3), offset: 7 };
+        TraceParent::step(headers, "chunk", &at, SystemTime::UNIX_EPOCH)
+    }
 
     #[test]
     fn a_trace_keeps_its_id_and_changes_its_span() {
         let mut headers = Headers::default();
         headers.set(header::TRACEPARENT, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-        let parent = TraceParent::of(&headers);
-        let child = parent.map(|parent| parent.child("chunk", "weir.documents", 3, 7, SystemTime::UNIX_EPOCH).header());
-        let child = child.unwrap_or_default();
+        let child = step(&headers).header();
         assert!(child.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{child}");
         assert!(!child.contains("00f067aa0ba902b7"));
+    }
+
+    #[test]
+    fn a_record_without_a_trace_begins_one() {
+        let (one, other) = (step(&Headers::default()), step(&Headers::default()));
+        assert_ne!(one.trace, other.trace);
+        let mut headers = Headers::default();
+        headers.set(header::TRACEPARENT, one.header());
+        assert_eq!(TraceParent::of(&headers), Some(one));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 
-use crate::client::{CALL_TIMEOUT, client_config, log_line};
+use crate::client::{CALL_TIMEOUT, client_config, log_line, store_once};
 use crate::process::EncodedRecord;
 use crate::{KafkaConfig, RunnerConfig};
 
@@ -191,7 +191,6 @@ fn create(
     let mut settings = client_config(kafka);
     let timeout = config.transaction_timeout_ms.to_string();
     settings
-        .set("enable.idempotence", "true")
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "2")
         .set("batch.size", "524288")
@@ -203,11 +202,12 @@ fn create(
         // Dead letters carry the record and its history.
         .set("message.max.bytes", (2 * config.max_record_bytes + (64 << 10)).to_string())
         .set("delivery.report.only.error", "true");
-    if let Some(id) = transactional_id {
-        settings.set("transactional.id", id).set("transaction.timeout.ms", &timeout);
-    }
     for (name, value) in &kafka.properties {
         settings.set(name, value);
+    }
+    store_once(&mut settings);
+    if let Some(id) = transactional_id {
+        settings.set("transactional.id", id).set("transaction.timeout.ms", &timeout);
     }
     settings.create_with_context(DeliveryContext::default()).map_err(|error: KafkaError| error.to_string())
 }

@@ -4,21 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, OwnedResourceSpecifier,
     ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 /// How long the cluster gets for one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a change of a topic may take until the brokers tell of it.
 const PROPAGATION: Duration = Duration::from_secs(5);
+
+/// How long a new partition may take until its leader serves it; a loaded broker makes a few a second.
+const SERVED: Duration = Duration::from_secs(60);
 
 /// How long a client that can't connect is listened to.
 const LISTEN: Duration = Duration::from_secs(3);
@@ -225,7 +229,7 @@ impl Cluster {
         Ok(all)
     }
 
-    /// Creates topics, and waits until each has its leaders. One that exists is left as it is.
+    /// Creates topics, and waits until each partition is served. One that exists is left as it is.
     ///
     /// # Errors
     /// When one can't be created; others may have been.
@@ -234,12 +238,8 @@ impl Cluster {
             return Ok(());
         }
         self.request_create(topics, &options()).await?;
-        let waiting = tokio::time::timeout(TIMEOUT, async {
-            while !self.all_lead(topics).await {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        });
-        waiting.await.map_err(|_| self.fail_reason("create topics", "they have no leaders yet".into(), None))
+        let partitions = topics.iter().map(|topic| (topic.name.clone(), topic.partitions)).collect();
+        self.wait_until_served("create topics", partitions).await
     }
 
     /// Asks whether a topic could be created, without creating it.
@@ -291,15 +291,28 @@ impl Cluster {
         listening.await.ok().flatten()
     }
 
-    async fn all_lead(&self, topics: &[CreateTopic]) -> bool {
-        let Ok(metadata) = self.fetch().await else { return false };
-        topics.iter().all(|wanted| {
-            metadata.topics().iter().any(|topic| {
-                topic.name() == wanted.name
-                    && !topic.partitions().is_empty()
-                    && topic.partitions().iter().all(|partition| partition.leader() >= 0)
-            })
-        })
+    /// Asks the leaders of all partitions of `topics` (name, how many) for offsets until each answers. The controller names leaders
+    /// before these have made the partitions, and a record sent in between is refused.
+    async fn wait_until_served(&self, action: &str, topics: Vec<(String, i32)>) -> Result<(), ClusterError> {
+        let consumer: BaseConsumer<Complaints> = self
+            .config
+            .create_with_context(Complaints::default())
+            .map_err(|error: KafkaError| self.fail(action, &error))?;
+        let asking = tokio::task::spawn_blocking(move || {
+            let begin = Instant::now();
+            loop {
+                match unserved(&consumer, &topics) {
+                    None => return None,
+                    late if begin.elapsed() >= SERVED => return late,
+                    Some(_) => std::thread::sleep(Duration::from_millis(50)),
+                }
+            }
+        });
+        match asking.await {
+            Ok(None) => Ok(()),
+            Ok(Some(reason)) => Err(self.fail_reason(action, reason, None)),
+            Err(error) => Err(self.fail_reason(action, error.to_string(), None)),
+        }
     }
 
     /// Changes settings of a topic; those it has of its own besides stay.
@@ -343,7 +356,7 @@ impl Cluster {
         }
     }
 
-    /// Adds partitions to a topic, up to `total`.
+    /// Adds partitions to a topic, up to `total`, and waits until each is served.
     ///
     /// # Errors
     /// When it may not.
@@ -354,7 +367,7 @@ impl Cluster {
         for answer in answers.map_err(|error| self.fail(&action, &error))? {
             answer.map_err(|(_, code)| self.fail_code(&action, code))?;
         }
-        Ok(())
+        self.wait_until_served(&action, vec![(name.to_owned(), i32::try_from(total).unwrap_or(i32::MAX))]).await
     }
 
     fn fail(&self, action: &str, error: &KafkaError) -> ClusterError {
@@ -369,6 +382,28 @@ impl Cluster {
     fn fail_reason(&self, action: &str, reason: String, code: Option<RDKafkaErrorCode>) -> ClusterError {
         ClusterError { brokers: self.brokers.clone(), action: action.to_owned(), reason, code }
     }
+}
+
+/// What is wrong with the first partition that its leader does not serve yet.
+fn unserved(consumer: &BaseConsumer<Complaints>, topics: &[(String, i32)]) -> Option<String> {
+    let mut wanted = TopicPartitionList::new();
+    for (topic, partitions) in topics {
+        for partition in 0..*partitions {
+            // The field holds a time here: the first record since 1970.
+            if let Err(error) = wanted.add_partition_offset(topic, partition, Offset::Offset(0)) {
+                return Some(error.to_string());
+            }
+        }
+    }
+    let answers = match consumer.offsets_for_times(wanted, TIMEOUT) {
+        Ok(answers) => answers,
+        Err(error) => return Some(error.to_string()),
+    };
+    let elements = answers.elements();
+    elements.iter().find_map(|partition| {
+        let error = partition.error().err()?;
+        Some(format!("partition {} of {} is not served yet: {error}", partition.partition(), partition.topic()))
+    })
 }
 
 /// A client's configuration: the user's properties win.

@@ -1,16 +1,14 @@
 //! A real broker for tests.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
 use tokio::runtime::Runtime;
 use weir_runner::KafkaConfig;
-use weir_stack::StackConfig;
+use weir_stack::{Cluster, CreateTopic, StackConfig};
 
 use crate::TestStack;
 
@@ -58,17 +56,18 @@ impl Broker {
         let prefix = format!("{test}-{:x}.", rand::random::<u32>());
         let brokers = self.stack.kafka_brokers();
         let created = TestTopics { brokers: brokers.clone(), prefix };
-        let names: Vec<(String, i32)> =
-            topics.iter().map(|(name, partitions)| (created.full(name), *partitions)).collect();
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", &brokers).create().expect("an admin client");
-        let replicas = i32::from(self.stack.config().replication());
-        let new: Vec<NewTopic<'_>> =
-            names.iter().map(|(name, n)| NewTopic::new(name, *n, TopicReplication::Fixed(replicas))).collect();
-        let results = self.block_on(async { admin.create_topics(&new, &AdminOptions::new()).await });
-        for result in results.expect("topics are created") {
-            result.unwrap_or_else(|(topic, code)| panic!("creating {topic}: {code}"));
-        }
+        let replication = i32::from(self.stack.config().replication());
+        let new: Vec<CreateTopic> = topics
+            .iter()
+            .map(|(name, partitions)| CreateTopic {
+                name: created.full(name),
+                partitions: *partitions,
+                replication,
+                settings: BTreeMap::new(),
+            })
+            .collect();
+        let cluster = Cluster::connect(&brokers, &BTreeMap::new()).expect("a client");
+        self.block_on(cluster.create(&new)).expect("topics are created");
         created
     }
 }

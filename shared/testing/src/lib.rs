@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod behind_proxy;
 mod broker;
 #[cfg(feature = "containers")]
 mod containers;
@@ -17,7 +18,7 @@ mod topics;
 pub use broker::{Broker, TestTopics, eventually};
 pub use delivery::{delivery, delivery_at};
 pub use pipeline::{Pipeline, StoredPoint, program};
-pub use proxy::{Swallow, TransactionProxy};
+pub use proxy::{BrokerProxy, Swallow};
 pub use service::Process;
 pub use stack::TestStack;
 pub use topics::{Isolation, Stored};

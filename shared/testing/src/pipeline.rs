@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qdrant_client::Qdrant;
 use qdrant_client::qdrant::value::Kind;
@@ -111,12 +111,18 @@ impl Pipeline {
         &self.kafka
     }
 
-    /// Restarts what has ended by itself, as a supervisor does.
-    pub fn supervise(&mut self) {
-        for process in self.processes.values_mut() {
-            if process.ended().is_some() {
-                process.restart();
+    /// Restarts what ends by itself, as a supervisor does, until `done` holds; fails the test after `limit` with what
+    /// the services wrote.
+    pub fn supervise_until(&mut self, what: &str, limit: Duration, mut done: impl FnMut(&Self) -> bool) {
+        let begin = Instant::now();
+        while !done(self) {
+            for process in self.processes.values_mut() {
+                if process.ended().is_some() {
+                    process.restart();
+                }
             }
+            assert!(begin.elapsed() < limit, "{what}: not after {limit:?}\n{}", self.outputs());
+            std::thread::sleep(Duration::from_millis(250));
         }
     }
 

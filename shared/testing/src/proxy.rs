@@ -1,12 +1,14 @@
-//! A TCP proxy before a broker that loses the end of transactions.
+//! A TCP proxy before a broker that loses the end of transactions and refuses records.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Numbers of requests in Kafka's protocol.
+const PRODUCE: i16 = 0;
 const INIT_PRODUCER_ID: i16 = 22;
 const END_TXN: i16 = 26;
 
@@ -19,9 +21,14 @@ pub enum Swallow {
     Response,
 }
 
-/// Forwards everything between clients and a broker, until it is told to lose ends of transactions. It stops losing
-/// them when a producer starts over.
-pub struct TransactionProxy {
+/// Kafka's error code of a broker that is asked for a partition it does not lead (yet).
+const NOT_LEADER: i16 = 6;
+/// How long the client gets to send another request before its refused one is answered.
+const PIPELINED: Duration = Duration::from_secs(1);
+
+/// Forwards everything between clients and a broker, until it is told to lose ends of transactions (it stops when a
+/// producer starts over) or to refuse a record.
+pub struct BrokerProxy {
     port: u16,
     state: Arc<State>,
 }
@@ -31,9 +38,10 @@ struct State {
     swallow: Mutex<Option<Swallow>>,
     swallowed: AtomicU32,
     started_over: AtomicBool,
+    refuse: Mutex<Option<(String, i32)>>,
 }
 
-impl TransactionProxy {
+impl BrokerProxy {
     /// Listens on a free port.
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -43,6 +51,7 @@ impl TransactionProxy {
             swallow: Mutex::new(None),
             swallowed: AtomicU32::new(0),
             started_over: AtomicBool::new(false),
+            refuse: Mutex::default(),
         });
         let accepting = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -68,6 +77,17 @@ impl TransactionProxy {
     pub fn swallow(&self, what: Swallow) {
         self.state.started_over.store(false, Ordering::SeqCst);
         *self.state.swallow.lock().expect("no panic") = Some(what);
+    }
+
+    /// Answers the next request to produce to a partition as a broker does that does not lead it yet; but only once the
+    /// client has sent its next request too, if it does.
+    pub fn refuse(&self, topic: &str, partition: i32) {
+        *self.state.refuse.lock().expect("no panic") = Some((topic.to_owned(), partition));
+    }
+
+    /// Whether a request is still to be refused.
+    pub fn will_refuse(&self) -> bool {
+        self.state.refuse.lock().expect("no panic").is_some()
     }
 
     /// How many were lost.
@@ -115,6 +135,15 @@ fn forward_requests(mut client: TcpStream, mut broker: TcpStream, state: &State,
         if key == INIT_PRODUCER_ID && state.swallow.lock().expect("no panic").take().is_some() {
             state.started_over.store(true, Ordering::SeqCst);
         }
+        if key == PRODUCE
+            && state.refuse.lock().expect("no panic").take_if(|wanted| target(&request) == *wanted).is_some()
+        {
+            wait_for_another(&client);
+            if pass_on(&mut client, &refusal(&request)).is_none() {
+                break;
+            }
+            continue;
+        }
         if key == END_TXN {
             match *state.swallow.lock().expect("no panic") {
                 Some(Swallow::Request) => {
@@ -133,6 +162,52 @@ fn forward_requests(mut client: TcpStream, mut broker: TcpStream, state: &State,
     }
     let _ = broker.shutdown(Shutdown::Both);
     let _ = client.shutdown(Shutdown::Both);
+}
+
+fn wait_for_another(client: &TcpStream) {
+    client.set_read_timeout(Some(PIPELINED)).expect("a timeout");
+    let _ = client.peek(&mut [0]);
+    client.set_read_timeout(None).expect("no timeout");
+}
+
+/// Version 10 of requests to produce, with lengths that are sent increased by one.
+const NO_TAGS: u8 = 0;
+const ONE: u8 = 2;
+const NONE: u8 = 1;
+const NULL: u8 = 0;
+
+/// Topic and partition of a request to produce; librdkafka sends one for each partition.
+fn target(request: &[u8]) -> (String, i32) {
+    assert_eq!(&request[..4], [0, 0, 0, 10], "a request to produce, version 10");
+    let rest = &request[8..];
+    let client_id = usize::from(u16::from_be_bytes([rest[0], rest[1]]));
+    let rest = &rest[2 + client_id + 1..];
+    let transactional_id = usize::from(rest[0]).max(1);
+    let acks_and_timeout = 2 + 4;
+    let rest = &rest[transactional_id + acks_and_timeout..];
+    let name = usize::from(rest[1]);
+    let (topic, rest) = (&rest[2..1 + name], &rest[1 + name..]);
+    let partition = rest[1..5].try_into().expect("four bytes");
+    (String::from_utf8_lossy(topic).into_owned(), i32::from_be_bytes(partition))
+}
+
+/// The answer to a request to produce that the broker refuses.
+fn refusal(request: &[u8]) -> Vec<u8> {
+    let (topic, partition) = target(request);
+    let correlation = &request[4..8];
+    let mut answer = [correlation, &[NO_TAGS, ONE]].concat();
+    answer.push(u8::try_from(topic.len() + 1).expect("a short name"));
+    answer.extend(topic.bytes());
+    answer.push(ONE);
+    answer.extend(partition.to_be_bytes());
+    answer.extend(NOT_LEADER.to_be_bytes());
+    // Offset, time and first offset of the log: unknown.
+    answer.extend([-1_i64; 3].iter().flat_map(|unknown| unknown.to_be_bytes()));
+    answer.extend([NONE, NULL, NO_TAGS, NO_TAGS]);
+    let throttled_ms = 0_i32;
+    answer.extend(throttled_ms.to_be_bytes());
+    answer.push(NO_TAGS);
+    answer
 }
 
 fn forward_answers(mut broker: TcpStream, mut client: TcpStream, state: &State, lost: &Mutex<HashSet<i32>>) {

@@ -53,6 +53,7 @@ impl TestTopics {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
             .set("enable.idempotence", "true")
+            .set("max.in.flight.requests.per.connection", "1")
             .create()
             .expect("a producer");
         let topic = self.full(topic);
