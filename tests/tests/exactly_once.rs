@@ -176,7 +176,7 @@ fn the_loss_of_a_broker_is_survived() {
     assert_each_once(&topics, 20_000);
 }
 
-/// Two requests of a transaction in flight, of which the first is refused: see `store_once` in the runner.
+/// Two requests of a transaction in flight, of which the first is refused: see the runner's `Sender`.
 #[test]
 fn the_first_records_of_a_partition_are_stored_though_it_was_just_coming_to_be() {
     let proxy = BrokerProxy::start();

@@ -66,7 +66,7 @@ async fn a_topic_is_served_once_it_is_created() {
     stack.stop().await;
 }
 
-/// Two requests in flight, of which the first is refused: see `store_once` in the runner.
+/// Two requests in flight, of which the first is refused: see the runner's `Sender`.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_records_of_a_partition_are_stored_though_it_was_just_coming_to_be() {
     let _ = rustls::crypto::ring::default_provider().install_default();

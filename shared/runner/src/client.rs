@@ -30,16 +30,6 @@ pub(crate) fn client_config(kafka: &KafkaConfig) -> ClientConfig {
     config
 }
 
-/// Makes a producer's records arrive once and in order, whatever properties the user sets.
-///
-/// One request in flight: a broker takes whatever sequence number comes first from a producer that a partition does not
-/// know yet. Of two requests in flight to a partition that is just coming to be, the first is refused and the second may
-/// be taken; the retry of the first then counts as a duplicate, so that the client takes it for stored, and it is lost,
-/// also in a transaction (seen with librdkafka 2.12 and Kafka 4.4).
-pub(crate) fn store_once(config: &mut ClientConfig) {
-    config.set("enable.idempotence", "true").set("max.in.flight.requests.per.connection", "1");
-}
-
 /// Settings of a consumer, on top of [`client_config`].
 pub(crate) fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut config = client_config(kafka);

@@ -1,5 +1,6 @@
 //! One transaction: outputs, dead letters and input positions of finished records, together or not at all.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +14,7 @@ use crate::assignment::{GroupContext, committed};
 use crate::backoff::Backoff;
 use crate::dead_letter::dead_letter;
 use crate::metric;
-use crate::process::{Prepared, Verdict};
+use crate::process::{EncodedRecord, Prepared, Verdict};
 use crate::transaction::{TransactionError, TransactionalProducer};
 
 /// Version of what is written into the commit metadata.
@@ -103,11 +104,11 @@ impl Committer {
                     producer.begin()?;
                     *open = true;
                 }
-                produce(stage, group, dead_letters, prepared, |record| producer.produce(record))
+                produce(stage, group, dead_letters, prepared, |records| producer.produce(records))
             }
             #[cfg(feature = "at-least-once")]
             Producing::AtLeastOnce(producer) => {
-                produce(stage, group, dead_letters, prepared, |record| producer.produce(record))
+                produce(stage, group, dead_letters, prepared, |records| producer.produce(records))
             }
         }
     }
@@ -210,17 +211,16 @@ fn produce(
     group: &str,
     dead_letters: &Arc<str>,
     prepared: &[Prepared],
-    mut send: impl FnMut(&crate::process::EncodedRecord) -> Result<(), TransactionError>,
+    send: impl FnOnce(&[Cow<'_, EncodedRecord>]) -> Result<(), TransactionError>,
 ) -> Result<(), TransactionError> {
+    let mut records = Vec::with_capacity(prepared.len());
     for record in prepared {
-        for output in &record.outputs {
-            send(output)?;
-        }
+        records.extend(record.outputs.iter().map(Cow::Borrowed));
         if let Verdict::Rejected(failure) = &record.verdict {
-            send(&dead_letter(stage, group, dead_letters, &record.raw, failure))?;
+            records.push(Cow::Owned(dead_letter(stage, group, dead_letters, &record.raw, failure)));
         }
     }
-    Ok(())
+    send(&records)
 }
 
 /// Repeats a call to Kafka until it answers, with backoff; gives up only where repeating can't help.

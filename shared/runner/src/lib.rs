@@ -17,6 +17,7 @@ mod publisher;
 mod reader;
 mod registry;
 mod run;
+mod sender;
 mod status;
 mod trace_context;
 mod transaction;

@@ -36,7 +36,7 @@ impl RawRecord {
 }
 
 /// A record ready to be produced.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct EncodedRecord {
     pub(crate) topic: Arc<str>,
     pub(crate) lane: Lane,

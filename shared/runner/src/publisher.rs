@@ -9,7 +9,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use weir_contracts::{Lane, TopicNames, frame, header};
 use weir_stage::Output;
 
-use crate::client::{CALL_TIMEOUT, LogContext, client_config, store_once};
+use crate::client::{CALL_TIMEOUT, LogContext, client_config};
 use crate::trace_context::TraceParent;
 use crate::{KafkaConfig, Registry};
 
@@ -47,7 +47,8 @@ impl Publisher {
             .set("compression.type", "lz4")
             .set("message.max.bytes", (4 << 20).to_string())
             .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
-        store_once(&mut config);
+        // One request in flight, so that the first record of a partition goes alone: why, the stages' `Sender` tells.
+        config.set("enable.idempotence", "true").set("max.in.flight.requests.per.connection", "1");
         let producer = config.create_with_context(LogContext).map_err(|error: KafkaError| PublishError {
             topic: kafka.brokers.clone(),
             reason: format!("the producer can't be made: {error}"),
