@@ -99,7 +99,7 @@ impl Default for RunnerConfig {
     fn default() -> Self {
         Self {
             instance: String::new(),
-            max_batch_records: 5_000,
+            max_batch_records: 2_000,
             max_batch_bytes: 8 << 20,
             linger_ms: 0,
             commit_interval_ms: 0,

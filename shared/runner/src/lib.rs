@@ -29,3 +29,4 @@ pub use reader::{ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};
 pub use run::{Runner, RunnerError};
 pub use status::{PauseReason, StageStatus};
+pub use trace_context::traces_are_exported;

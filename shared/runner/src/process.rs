@@ -249,7 +249,7 @@ impl<S: Stage> Processor<S> {
                 topic = %raw.at.topic,
                 lane = raw.at.lane.0,
                 offset = raw.at.offset,
-                trace_id = %trace.trace_id(),
+                trace_id = trace.map(|trace| tracing::field::display(trace.trace_id())),
                 reason = failure.message,
                 "record rejected"
             );
@@ -274,7 +274,7 @@ impl<S: Stage> Processor<S> {
         &mut self,
         raw: &RawRecord,
         output: Output,
-        trace: TraceParent,
+        trace: Option<TraceParent>,
     ) -> Result<EncodedRecord, Wait> {
         let value = match &output.record {
             None => None,
@@ -298,7 +298,9 @@ impl<S: Stage> Processor<S> {
                 headers.set(name, value);
             }
         }
-        headers.set(header::TRACEPARENT, trace.header());
+        if let Some(trace) = trace {
+            headers.set(header::TRACEPARENT, trace.header());
+        }
         let names = &self.names;
         let topic = self.topics.entry(output.topic).or_insert_with(|| names.full(output.topic).into());
         Ok(EncodedRecord {

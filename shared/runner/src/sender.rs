@@ -99,13 +99,9 @@ impl Sender {
     pub(crate) fn send(&mut self, records: &[Cow<'_, EncodedRecord>], timeout: Duration) -> Result<(), KafkaError> {
         let deadline = Instant::now() + timeout;
         let sent = self.introduce(records, deadline)?;
-        let now = Instant::now();
         for (n, record) in records.iter().enumerate() {
             if !sent.contains(&n) {
                 self.enqueue(record, deadline)?;
-            }
-            if let Some(last) = self.known.get_mut(&(Arc::clone(&record.topic), record.lane)) {
-                *last = now;
             }
         }
         Ok(())
@@ -113,19 +109,25 @@ impl Sender {
 
     /// Sends the first record to each partition that does not know this producer, waits until all are acknowledged, and
     /// says which they are.
-    fn introduce(
-        &mut self,
-        records: &[Cow<'_, EncodedRecord>],
-        deadline: Instant,
-    ) -> Result<HashSet<usize>, KafkaError> {
-        let mut sent = HashSet::new();
+    fn introduce(&mut self, records: &[Cow<'_, EncodedRecord>], deadline: Instant) -> Result<Vec<usize>, KafkaError> {
+        let now = Instant::now();
+        let mut sent = Vec::new();
         let mut new = HashSet::new();
+        let mut previous: Option<&EncodedRecord> = None;
         for (n, record) in records.iter().enumerate() {
+            let before = previous.replace(record);
+            if before.is_some_and(|other| other.lane == record.lane && Arc::ptr_eq(&other.topic, &record.topic)) {
+                continue;
+            }
             let partition = (Arc::clone(&record.topic), record.lane);
-            let known = self.known.get(&partition).is_some_and(|last| last.elapsed() < KNOWN);
-            if !known && new.insert(partition) {
-                self.enqueue(record, deadline)?;
-                sent.insert(n);
+            match self.known.get_mut(&partition) {
+                Some(last) if last.elapsed() < KNOWN => *last = now,
+                _ => {
+                    if new.insert(partition) {
+                        self.enqueue(record, deadline)?;
+                        sent.push(n);
+                    }
+                }
             }
         }
         if !sent.is_empty() {
@@ -133,7 +135,6 @@ impl Sender {
             if self.producer.in_flight_count() > 0 {
                 return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
             }
-            let now = Instant::now();
             self.known.extend(new.into_iter().map(|partition| (partition, now)));
         }
         Ok(sent)

@@ -70,6 +70,7 @@ fn provider(name: &str, config: &TelemetryConfig) -> eyre::Result<SdkTracerProvi
         .with_timeout(Duration::from_secs(5))
         .build()
         .wrap_err("telemetry.otlp_endpoint")?;
+    weir_runner::traces_are_exported();
     Ok(builder.with_batch_exporter(InRuntime { inner: exporter, runtime: Handle::current() }).build())
 }
 

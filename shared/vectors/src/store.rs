@@ -106,27 +106,21 @@ impl VectorStore {
     /// # Errors
     /// [`VectorError::Invalid`] when a vector has the wrong length.
     pub async fn write_chunks(&self, batches: &[Placed<'_>]) -> Result<(), VectorError> {
-        let mut requests = vec![Vec::new()];
-        for placed in batches {
-            for chunk in &placed.batch.chunks {
-                let point = self.chunk_point(*placed, chunk)?;
-                match requests.last_mut() {
-                    Some(request) if request.len() < POINTS_A_REQUEST => request.push(point),
-                    _ => requests.push(vec![point]),
-                }
-            }
-        }
-        requests.retain(|points| !points.is_empty());
-        let writes = requests.into_iter().map(|points| {
-            let request = UpsertPoints {
-                collection_name: self.collection().to_owned(),
-                wait: Some(true),
-                points,
-                ..UpsertPoints::default()
-            };
-            self.call("write chunks", self.client().upsert_points(request)).boxed()
-        });
-        self.all(writes.collect()).await.map(|_| ())
+        let chunks: Vec<_> =
+            batches.iter().flat_map(|placed| placed.batch.chunks.iter().map(|chunk| (*placed, chunk))).collect();
+        let requests: Vec<_> = chunks.chunks(POINTS_A_REQUEST).collect();
+        self.each(&requests, |chunks| self.write_some(chunks).boxed()).await.map(|_| ())
+    }
+
+    async fn write_some(&self, chunks: &[(Placed<'_>, &EmbeddedChunk)]) -> Result<(), VectorError> {
+        let points = chunks.iter().map(|(placed, chunk)| self.chunk_point(*placed, chunk));
+        let request = UpsertPoints {
+            collection_name: self.collection().to_owned(),
+            wait: Some(true),
+            points: points.collect::<Result<_, _>>()?,
+            ..UpsertPoints::default()
+        };
+        self.call("write chunks", self.client().upsert_points(request)).await.map(|_| ())
     }
 
     /// How many chunks of a build of a revision are there.
@@ -159,11 +153,8 @@ impl VectorStore {
     /// # Errors
     /// When Qdrant does not answer.
     pub async fn count_sets(&self, sets: &[&EmbeddingBatch]) -> Result<Vec<u64>, VectorError> {
-        let count = |set: &&EmbeddingBatch| {
-            let filter = filter::set(&set.tenant, &set.document, set.revision, &set.build);
-            self.count(filter).boxed()
-        };
-        self.all(sets.iter().map(count).collect()).await
+        self.each(sets, |set| self.count(filter::set(&set.tenant, &set.document, set.revision, &set.build)).boxed())
+            .await
     }
 
     /// The head of a document.
@@ -180,14 +171,14 @@ impl VectorStore {
     /// When Qdrant does not answer.
     pub async fn heads(&self, documents: &[(&TenantId, &DocumentId)]) -> Result<Vec<Option<Head>>, VectorError> {
         let ids: Vec<_> = documents.iter().map(|(tenant, document)| head_id(tenant, document)).collect();
-        let pages = ids.chunks(HEADS_A_READ).map(|page| self.heads_page(page.to_vec()).boxed()).collect();
-        Ok(self.all(pages).await?.into_iter().flatten().collect())
+        let pages: Vec<_> = ids.chunks(HEADS_A_READ).collect();
+        Ok(self.each(&pages, |ids| self.heads_page(ids).boxed()).await?.concat())
     }
 
-    async fn heads_page(&self, ids: Vec<PointId>) -> Result<Vec<Option<Head>>, VectorError> {
+    async fn heads_page(&self, ids: &[PointId]) -> Result<Vec<Option<Head>>, VectorError> {
         let request = GetPoints {
             collection_name: self.collection().to_owned(),
-            ids: ids.clone(),
+            ids: ids.to_vec(),
             with_payload: Some(true.into()),
             with_vectors: Some(false.into()),
             ..GetPoints::default()
@@ -210,7 +201,8 @@ impl VectorStore {
     /// # Errors
     /// When Qdrant does not answer.
     pub async fn move_heads(&self, heads: &[Head]) -> Result<(), VectorError> {
-        let moves = heads.chunks(HEADS_A_REQUEST).map(|heads| {
+        let requests: Vec<_> = heads.chunks(HEADS_A_REQUEST).collect();
+        let moves = self.each(&requests, |heads| {
             let request = UpsertPoints {
                 collection_name: self.collection().to_owned(),
                 wait: Some(true),
@@ -221,7 +213,7 @@ impl VectorStore {
             };
             self.call("move heads", self.client().upsert_points(request)).boxed()
         });
-        self.all(moves.collect()).await.map(|_| ())
+        moves.await.map(|_| ())
     }
 
     /// The same for one head.
@@ -237,11 +229,12 @@ impl VectorStore {
     /// # Errors
     /// When Qdrant does not answer.
     pub async fn delete_stale(&self, stale: &[Stale]) -> Result<(), VectorError> {
-        let removals = stale.chunks(DOCUMENTS_A_REMOVAL).map(|stale| {
+        let requests: Vec<_> = stale.chunks(DOCUMENTS_A_REMOVAL).collect();
+        let removals = self.each(&requests, |stale| {
             let any = Filter::should(stale.iter().map(|stale| stale.filter().into()));
             self.call("remove chunks", self.client().delete_points(self.removal(any))).boxed()
         });
-        self.all(removals.collect()).await.map(|_| ())
+        removals.await.map(|_| ())
     }
 
     pub(crate) fn removal(&self, points: impl Into<qdrant_client::qdrant::PointsSelector>) -> DeletePoints {
@@ -295,8 +288,15 @@ impl VectorStore {
         &self.inner.config.collection
     }
 
-    /// Runs calls side by side; the first error ends them. Results in the order of the calls.
-    async fn all<T>(&self, calls: Vec<BoxFuture<'_, Result<T, VectorError>>>) -> Result<Vec<T>, VectorError> {
+    /// Makes a call for each item, several side by side; the first error ends them. Results in the order of the items. A
+    /// call is only made when its turn comes: those of a batch of thousands would fill the memory.
+    async fn each<'a, I: Sync, T>(
+        &self,
+        items: &'a [I],
+        call: impl Fn(&'a I) -> BoxFuture<'a, Result<T, VectorError>>,
+    ) -> Result<Vec<T>, VectorError> {
+        // Places, not items: the compiler can't see that a stream of borrowed items may go to another thread.
+        let calls = (0..items.len()).filter_map(|place| items.get(place).map(&call));
         stream::iter(calls).buffered(CONCURRENT_REQUESTS).try_collect().await
     }
 
