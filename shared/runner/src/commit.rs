@@ -1,7 +1,7 @@
 //! One transaction: outputs, dead letters and input positions of finished records, together or not at all.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,12 +9,14 @@ use metrics::{counter, histogram};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use weir_contracts::Lane;
+use weir_stage::Headers;
 
 use crate::assignment::{GroupContext, committed};
 use crate::backoff::Backoff;
 use crate::dead_letter::dead_letter;
 use crate::metric;
 use crate::process::{EncodedRecord, Prepared, Verdict};
+use crate::state::encode;
 use crate::transaction::{TransactionError, TransactionalProducer};
 
 /// Version of what is written into the commit metadata.
@@ -36,6 +38,8 @@ pub(crate) struct Committer {
     pub(crate) group: String,
     pub(crate) input: Arc<str>,
     pub(crate) dead_letters: Arc<str>,
+    /// The topic behind the state of the lanes, for stages that keep some.
+    pub(crate) changelog: Option<Arc<str>>,
     pub(crate) producer: Producing,
     /// Random per process, so that the serials of two instances never meet.
     pub(crate) instance: u64,
@@ -88,6 +92,16 @@ impl Committer {
         }
     }
 
+    /// For each lane whose state was written since the last call: the changelog's position behind it. What an ambiguous
+    /// commit wrote is missing.
+    pub(crate) fn changelog_ends(&self) -> HashMap<Lane, i64> {
+        match &self.producer {
+            Producing::Transactions(producer) => producer.take_ends(),
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(producer) => producer.take_ends(),
+        }
+    }
+
     /// Throws away what was produced and not committed. An error is fatal.
     pub(crate) fn abort(&mut self) -> Result<(), String> {
         if self.open {
@@ -97,19 +111,18 @@ impl Committer {
     }
 
     fn try_produce(&mut self, prepared: &[Prepared]) -> Result<(), TransactionError> {
-        let Self { stage, group, dead_letters, producer, open, .. } = self;
+        let Self { stage, group, dead_letters, changelog, producer, open, .. } = self;
+        let destination = Destination { stage, group, dead_letters, changelog: changelog.as_ref() };
         match producer {
             Producing::Transactions(producer) => {
                 if !*open {
                     producer.begin()?;
                     *open = true;
                 }
-                produce(stage, group, dead_letters, prepared, |records| producer.produce(records))
+                produce(&destination, prepared, |records| producer.produce(records))
             }
             #[cfg(feature = "at-least-once")]
-            Producing::AtLeastOnce(producer) => {
-                produce(stage, group, dead_letters, prepared, |records| producer.produce(records))
-            }
+            Producing::AtLeastOnce(producer) => produce(&destination, prepared, |records| producer.produce(records)),
         }
     }
 
@@ -206,10 +219,16 @@ impl Committer {
     }
 }
 
+/// Where what a stage says goes beside its outputs.
+struct Destination<'a> {
+    stage: &'a str,
+    group: &'a str,
+    dead_letters: &'a Arc<str>,
+    changelog: Option<&'a Arc<str>>,
+}
+
 fn produce(
-    stage: &str,
-    group: &str,
-    dead_letters: &Arc<str>,
+    to: &Destination<'_>,
     prepared: &[Prepared],
     send: impl FnOnce(&[Cow<'_, EncodedRecord>]) -> Result<(), TransactionError>,
 ) -> Result<(), TransactionError> {
@@ -217,7 +236,18 @@ fn produce(
     for record in prepared {
         records.extend(record.outputs.iter().map(Cow::Borrowed));
         if let Verdict::Rejected(failure) = &record.verdict {
-            records.push(Cow::Owned(dead_letter(stage, group, dead_letters, &record.raw, failure)));
+            let letter = dead_letter(to.stage, to.group, to.dead_letters, &record.raw, failure);
+            records.push(Cow::Owned(letter));
+        }
+        let Some(changelog) = to.changelog else { continue };
+        for (key, value) in &record.writes {
+            records.push(Cow::Owned(EncodedRecord {
+                topic: Arc::clone(changelog),
+                lane: record.raw.at.lane,
+                key: Some(key.clone()),
+                value: value.as_ref().map(encode),
+                headers: Headers::default(),
+            }));
         }
     }
     send(&records)

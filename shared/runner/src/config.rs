@@ -1,6 +1,7 @@
 //! Settings of Kafka, the schema registry and the runner.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use weir_contracts::{DEFAULT_LANES, DEFAULT_PREFIX, TopicNames};
@@ -87,6 +88,8 @@ pub struct RunnerConfig {
     pub backoff_initial_ms: u64,
     /// Longest pause when a dependency is unavailable, milliseconds.
     pub backoff_max_ms: u64,
+    /// Folder for the state of stages that keep some, a cache: what is lost in it is restored from Kafka.
+    pub state_dir: PathBuf,
     /// Records rejected one after another in a lane that stop the lane.
     pub flood_consecutive: u32,
     /// Share of the last `flood_window` records of a lane that, rejected, stops the lane; 0 to 1.
@@ -110,6 +113,7 @@ impl Default for RunnerConfig {
             grace_ms: 10_000,
             backoff_initial_ms: 200,
             backoff_max_ms: 15_000,
+            state_dir: "weir-state".into(),
             flood_consecutive: 100,
             flood_ratio: 0.5,
             flood_window: 1_000,

@@ -18,6 +18,7 @@ use crate::commit::{Committer, Verified};
 use crate::lane::OwnedLane;
 use crate::ownership::Ownership;
 use crate::process::{Prepared, Processed, RawRecord};
+use crate::state::{Changelog, SharedStores};
 use crate::{RunnerConfig, StageStatus};
 
 /// Longest sleep when nothing happens; rebalances are noticed no later.
@@ -26,11 +27,9 @@ const IDLE: Duration = Duration::from_millis(50);
 const READY_BATCHES: usize = 4;
 /// A lane at its end whose position lies behind by markers only is committed after this long.
 const MARKER_DELAY: Duration = Duration::from_millis(200);
-/// Polls without an event after which there are none: librdkafka's own events, such as statistics, look like silence.
-const SILENT_POLLS: usize = 4;
 /// Bounds of the pauses between attempts at a commit that Kafka refuses.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(2);
 
 /// Everything the loop works with.
 pub(crate) struct Engine {
@@ -54,6 +53,8 @@ pub(crate) struct Engine {
     pub(crate) waiting_since: Option<Instant>,
     pub(crate) next_lane: usize,
     pub(crate) tenants: HashMap<String, &'static str>,
+    /// The state of the lanes and the topic behind it, for stages that keep some.
+    pub(crate) state: Option<(SharedStores, Changelog)>,
 }
 
 impl Engine {
@@ -246,25 +247,12 @@ impl Engine {
     /// Commits what is finished, again and again until Kafka says that it counts or that it belongs to others.
     fn commit(&mut self) -> Result<(), String> {
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let begun = Instant::now();
         while self.try_commit()? == Verified::NotCommitted && !self.shutdown.is_cancelled() {
-            self.status.turn();
-            // librdkafka may not notice that the group has given up on this member (seen when the group's coordinator
-            // was lost): only a new client helps.
-            if begun.elapsed() > self.patience() {
-                let seconds = begun.elapsed().as_secs();
-                return Err(format!("no transaction was committed for {seconds} s, see the warnings before"));
-            }
             // An abort often means that lanes went away: hear of it before trying again.
             std::thread::sleep(backoff.next(&mut rand::rng(), Some(FIRST_RETRY)));
             self.serve_group()?;
         }
         Ok(())
-    }
-
-    /// How long commits may fail in a row before this client is given up.
-    fn patience(&self) -> Duration {
-        4 * Duration::from_millis(self.config.session_timeout_ms)
     }
 
     /// One attempt at committing what is finished; what was not committed stays ready.
@@ -287,6 +275,7 @@ impl Engine {
         if self.produced == self.ready.len() && self.committer.commit(&self.consumer, &next)? == Verified::Committed {
             self.produced = 0;
             let ready = std::mem::take(&mut self.ready);
+            self.apply_state(&ready)?;
             self.committed(&ready, &next);
             return Ok(Verified::Committed);
         }
@@ -376,7 +365,9 @@ impl Drop for Engine {
     /// Dropping the consumer leaves the group, which waits until every rebalance is answered.
     fn drop(&mut self) {
         self.status.joined(false);
-        self.lanes.clear();
+        for lane in std::mem::take(&mut self.lanes).into_keys() {
+            self.close_state(lane);
+        }
         self.consumer.context().close(&self.consumer, &self.input);
     }
 }
@@ -384,4 +375,9 @@ impl Drop for Engine {
 /// Neighbouring records of one lane.
 fn runs(prepared: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
     prepared.chunk_by(|a, b| a.raw.at.lane == b.raw.at.lane && a.raw.epoch == b.raw.epoch)
+}
+
+fn now_millis() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

@@ -18,6 +18,7 @@ mod reader;
 mod registry;
 mod run;
 mod sender;
+mod state;
 mod status;
 mod trace_context;
 mod transaction;

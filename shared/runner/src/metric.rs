@@ -30,5 +30,10 @@ metrics! {
     LANES = Gauge "weir_lanes" ["stage"] "Lanes this instance owns.";
     PAUSED_LANES = Gauge "weir_paused_lanes" ["stage", "reason"] "Lanes that do not flow: unavailable (heals by itself), gap or flood (a person must look).";
     REBALANCES = Counter "weir_rebalances_total" ["stage", "kind"] "Changes of the lanes this instance owns: assigned, revoked or lost.";
+    STATE_WRITES = Counter "weir_state_writes_total" ["stage"] "Keys set or removed in the state of lanes, committed.";
+    STATE_WAITING = Gauge "weir_state_waiting_writes" ["stage"] "Writes to the state of lanes that wait for their transaction, in memory.";
+    STATE_DISK_BYTES = Gauge "weir_state_disk_bytes" ["stage"] "Bytes the state of lanes takes on this disk.";
+    STATE_RESTORED = Counter "weir_state_restored_records_total" ["stage"] "Changelog records read to bring the state of lanes up to date.";
+    STATE_RESTORE_SECONDS = Histogram "weir_state_restore_seconds" ["stage"] "Seconds to bring the state of newly assigned lanes up to date.";
     UNAVAILABLE = Counter "weir_unavailable_total" ["stage", "dependency"] "Times a batch had to wait for a dependency.";
 }

@@ -15,8 +15,12 @@ use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Output
 
 use crate::backoff::Backoff;
 use crate::ownership::{LaneEpoch, Ownership};
+use crate::state::{BatchState, RecordKey, SharedStores, StoreError, Write, record_key};
 use crate::trace_context::TraceParent;
 use crate::{PauseReason, Registry, RunnerConfig, StageStatus, metric};
+
+/// Keys that are forgotten with one batch, at most, for each lane.
+const EXPIRED_AT_ONCE: usize = 500;
 
 /// A record as it was read.
 #[derive(Debug)]
@@ -59,6 +63,10 @@ pub(crate) struct Prepared {
     pub(crate) raw: RawRecord,
     pub(crate) verdict: Verdict,
     pub(crate) outputs: Vec<EncodedRecord>,
+    /// What it writes to the state of its lane.
+    pub(crate) writes: Vec<Write>,
+    /// Rises with each batch.
+    pub(crate) sequence: u64,
 }
 
 /// What the processor says of a batch.
@@ -78,12 +86,49 @@ pub(crate) struct Processor<S: Stage> {
     pub(crate) status: Arc<StageStatus>,
     pub(crate) stop: CancellationToken,
     pub(crate) topics: HashMap<Topic, Arc<str>>,
+    /// The state of the lanes, for stages that keep some.
+    pub(crate) stores: Option<SharedStores>,
+    pub(crate) sequence: u64,
+}
+
+/// What becomes of a record the stage is not asked about.
+enum Fate {
+    Tombstone,
+    Rejected(Failure),
+}
+
+impl Fate {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Tombstone => Outcome::skip("tombstone"),
+            Self::Rejected(failure) => Outcome::reject(failure.clone()),
+        }
+    }
+}
+
+/// What a record became, encoded.
+struct Encoded {
+    verdict: Verdict,
+    outputs: Vec<EncodedRecord>,
+    /// Why it was rejected after all, against the stage's word.
+    overruled: Option<Failure>,
 }
 
 /// Why a batch is not processed yet.
 enum Wait {
     Unavailable { dependency: &'static str, reason: String, retry_after: Option<Duration> },
     Fatal(String),
+}
+
+impl From<StoreError> for Wait {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Gone(_) => {
+                Self::Unavailable { dependency: "lane", reason: error.to_string(), retry_after: None }
+            }
+            StoreError::Disk { .. } => Self::Fatal(error.to_string()),
+        }
+    }
 }
 
 impl From<StageError> for Wait {
@@ -162,43 +207,114 @@ impl<S: Stage> Processor<S> {
             Err(wait) => return Err((batch, wait)),
         };
         let mut deliveries = Vec::with_capacity(batch.len());
-        let mut fates: Vec<Option<Outcome>> = Vec::with_capacity(batch.len());
+        let mut fates: Vec<Option<Fate>> = Vec::with_capacity(batch.len());
         for delivery in decoded {
             match delivery {
                 Ok(delivery) => {
                     deliveries.push(delivery);
                     fates.push(None);
                 }
-                Err(outcome) => fates.push(Some(outcome)),
+                Err(fate) => fates.push(Some(fate)),
             }
         }
-        let outcomes = match self.call(&deliveries).await {
-            Ok(outcomes) => outcomes,
-            Err(wait) => return Err((batch, wait)),
+        let (encoded, state) = loop {
+            let state = self.stores.as_ref().map(|stores| BatchState::new(Arc::clone(stores), epochs(&batch)));
+            let outcomes = match self.call(&deliveries, state.as_ref()).await {
+                Ok(outcomes) => outcomes,
+                Err(wait) => return Err((batch, wait)),
+            };
+            let encoded = match self.encode_all(&batch, &fates, outcomes, start).await {
+                Ok(encoded) => encoded,
+                Err(wait) => return Err((batch, wait)),
+            };
+            // Records behind one that is rejected against the stage's word may have read what it wrote: once more,
+            // without it.
+            let overruled = encoded.iter().zip(&batch).position(|(encoded, raw)| {
+                encoded.overruled.is_some() && state.as_ref().is_some_and(|state| state.has_written(&raw.at))
+            });
+            let Some(at) = overruled else { break (encoded, state) };
+            let delivered = fates.iter().take(at).filter(|fate| fate.is_none()).count();
+            if delivered < deliveries.len() {
+                deliveries.remove(delivered);
+            }
+            let failure = encoded.into_iter().nth(at).and_then(|encoded| encoded.overruled);
+            if let (Some(fate), Some(failure)) = (fates.get_mut(at), failure) {
+                *fate = Some(Fate::Rejected(failure));
+            }
         };
-        drop(deliveries);
+        let mut writes = match state.map(|state| self.settle_state(&batch, state)).transpose() {
+            Ok(writes) => writes.unwrap_or_default(),
+            Err(error) => return Err((batch, error.into())),
+        };
+        histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
+        let sequence = self.sequence;
+        let prepared = batch.into_iter().zip(encoded).map(|(raw, Encoded { verdict, outputs, .. })| {
+            let writes = if writes.is_empty() { None } else { writes.remove(&record_key(&raw.at)) };
+            Prepared { raw, verdict, outputs, writes: writes.unwrap_or_default(), sequence }
+        });
+        Ok(prepared.collect())
+    }
+
+    /// Forgets what has expired by the time of these records, and lets later batches see what this one wrote.
+    fn settle_state(
+        &mut self,
+        batch: &[RawRecord],
+        state: BatchState,
+    ) -> Result<HashMap<RecordKey, Vec<Write>>, StoreError> {
+        self.sequence += 1;
+        let mut latest: HashMap<Lane, (&RawRecord, i64)> = HashMap::new();
+        for raw in batch {
+            let seen = latest.entry(raw.at.lane).or_insert((raw, raw.timestamp));
+            seen.1 = seen.1.max(raw.timestamp);
+        }
+        for (first, now) in latest.values() {
+            state.expire(&first.at, *now, EXPIRED_AT_ONCE)?;
+        }
+        let writes = state.into_writes();
+        if let Some(stores) = &self.stores {
+            for raw in batch {
+                if let Some(of_record) = writes.get(&record_key(&raw.at)) {
+                    stores.pend(raw.at.lane, raw.epoch, self.sequence, of_record.iter().cloned());
+                }
+            }
+        }
+        Ok(writes)
+    }
+
+    async fn encode_all(
+        &mut self,
+        batch: &[RawRecord],
+        fates: &[Option<Fate>],
+        outcomes: Vec<Outcome>,
+        start: SystemTime,
+    ) -> Result<Vec<Encoded>, Wait> {
         let mut outcomes = outcomes.into_iter();
         let mut encoded = Vec::with_capacity(batch.len());
         for (raw, fate) in batch.iter().zip(fates) {
-            let Some(outcome) = fate.or_else(|| outcomes.next()) else {
-                return Err((batch, Wait::Fatal("the stage returned fewer outcomes than records".into())));
+            let outcome = fate.as_ref().map(Fate::outcome).or_else(|| outcomes.next());
+            let Some(outcome) = outcome else {
+                return Err(Wait::Fatal("the stage returned fewer outcomes than records".into()));
             };
-            match self.encode(raw, outcome, start).await {
-                Ok(prepared) => encoded.push(prepared),
-                Err(wait) => return Err((batch, wait)),
-            }
+            encoded.push(self.encode(raw, outcome, start).await?);
         }
-        histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
-        let prepared = batch.into_iter().zip(encoded);
-        Ok(prepared.map(|(raw, (verdict, outputs))| Prepared { raw, verdict, outputs }).collect())
+        Ok(encoded)
     }
 
     /// Calls the stage; when it panics, calls it for each record alone, so that only the record that does it is rejected.
-    async fn call(&mut self, deliveries: &[Delivery<S::Input>]) -> Result<Vec<Outcome>, Wait> {
+    async fn call(
+        &mut self,
+        deliveries: &[Delivery<S::Input>],
+        state: Option<&BatchState>,
+    ) -> Result<Vec<Outcome>, Wait> {
         if deliveries.is_empty() {
             return Ok(Vec::new());
         }
-        match AssertUnwindSafe(self.stage.process(Batch::new(deliveries))).catch_unwind().await {
+        let roll_back = |mark| {
+            if let Some(state) = state {
+                state.roll_back(mark);
+            }
+        };
+        match AssertUnwindSafe(self.stage.process(with_state(deliveries, state))).catch_unwind().await {
             Ok(result) => {
                 let outcomes = result?;
                 return match outcomes.len() == deliveries.len() {
@@ -210,18 +326,24 @@ impl<S: Stage> Processor<S> {
                     ))),
                 };
             }
-            Err(panic) if deliveries.len() == 1 => return Ok(vec![panicked(panic.as_ref())]),
-            Err(_) => {}
+            Err(panic) => {
+                roll_back(0);
+                if deliveries.len() == 1 {
+                    return Ok(vec![panicked(panic.as_ref())]);
+                }
+            }
         }
         let mut outcomes = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
-            let alone = Batch::new(std::slice::from_ref(delivery));
+            let mark = state.map_or(0, BatchState::mark);
+            let alone = with_state(std::slice::from_ref(delivery), state);
             match AssertUnwindSafe(self.stage.process(alone)).catch_unwind().await {
                 Ok(result) => match result?.pop() {
                     Some(outcome) => outcomes.push(outcome),
                     None => return Err(Wait::Fatal("the stage returned no outcome for a record".into())),
                 },
                 Err(panic) => {
+                    roll_back(mark);
                     tracing::error!(stage = self.name, at = %delivery.at, "the stage panicked on a record");
                     outcomes.push(panicked(panic.as_ref()));
                 }
@@ -230,12 +352,7 @@ impl<S: Stage> Processor<S> {
         Ok(outcomes)
     }
 
-    async fn encode(
-        &mut self,
-        raw: &RawRecord,
-        outcome: Outcome,
-        start: SystemTime,
-    ) -> Result<(Verdict, Vec<EncodedRecord>), Wait> {
+    async fn encode(&mut self, raw: &RawRecord, outcome: Outcome, start: SystemTime) -> Result<Encoded, Wait> {
         let (mut verdict, outputs) = match outcome {
             Outcome::Emit(outputs) => (Verdict::Emitted, outputs),
             Outcome::Skip { reason, outputs } => (Verdict::Skipped(reason), outputs),
@@ -255,19 +372,22 @@ impl<S: Stage> Processor<S> {
             );
         }
         let mut encoded = Vec::with_capacity(outputs.len());
+        let mut overruled = None;
         for output in outputs {
             let record = self.encode_output(raw, output, trace).await?;
             let size = record.value.as_ref().map_or(0, Vec::len) + record.key.as_ref().map_or(0, Vec::len);
             // Room for the frame of the batch and the headers.
             if size + 1024 > self.config.max_record_bytes {
                 let message = format!("an output for {} has {size} bytes, more than Kafka accepts", record.topic);
-                verdict = Verdict::Rejected(Failure::new(failure_class::TOO_LARGE, message));
+                let failure = Failure::new(failure_class::TOO_LARGE, message);
+                overruled = Some(failure.clone());
+                verdict = Verdict::Rejected(failure);
                 encoded.clear();
                 break;
             }
             encoded.push(record);
         }
-        Ok((verdict, encoded))
+        Ok(Encoded { verdict, outputs: encoded, overruled })
     }
 
     async fn encode_output(
@@ -314,14 +434,11 @@ impl<S: Stage> Processor<S> {
 }
 
 /// Decodes a batch; what can't be decoded has its outcome already.
-async fn decode<R: Record>(
-    registry: &Registry,
-    batch: &[RawRecord],
-) -> Result<Vec<Result<Delivery<R>, Outcome>>, Wait> {
+async fn decode<R: Record>(registry: &Registry, batch: &[RawRecord]) -> Result<Vec<Result<Delivery<R>, Fate>>, Wait> {
     let mut decoded = Vec::with_capacity(batch.len());
     for raw in batch {
         let Some(value) = &raw.value else {
-            decoded.push(Err(Outcome::skip("tombstone")));
+            decoded.push(Err(Fate::Tombstone));
             continue;
         };
         decoded.push(match decode_one(registry, value).await? {
@@ -332,7 +449,7 @@ async fn decode<R: Record>(
                 headers: raw.headers.clone(),
                 timestamp: raw.timestamp,
             }),
-            Err(reason) => Err(Outcome::reject(Failure::new(failure_class::UNDECODABLE, reason))),
+            Err(reason) => Err(Fate::Rejected(Failure::new(failure_class::UNDECODABLE, reason))),
         });
     }
     Ok(decoded)
@@ -356,6 +473,17 @@ async fn decode_one<R: Record>(registry: &Registry, value: &[u8]) -> Result<Resu
             Err(Wait::Unavailable { dependency: "schema-registry", reason: error.to_string(), retry_after: None })
         }
     }
+}
+
+fn with_state<'a, R>(deliveries: &'a [Delivery<R>], state: Option<&'a BatchState>) -> Batch<'a, R> {
+    match state {
+        Some(state) => Batch::with_state(deliveries, state),
+        None => Batch::new(deliveries),
+    }
+}
+
+fn epochs(batch: &[RawRecord]) -> HashMap<Lane, LaneEpoch> {
+    batch.iter().map(|raw| (raw.at.lane, raw.epoch)).collect()
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
@@ -12,7 +14,7 @@ use tokio::sync::mpsc;
 use weir_contracts::{Lane, Record, Topic, unframe};
 use weir_stage::{Coordinates, Delivery, Headers};
 
-use crate::client::{CALL_TIMEOUT, consumer_config};
+use crate::client::{CALL_TIMEOUT, client_config, consumer_config};
 use crate::{KafkaConfig, Registry};
 
 const QUEUE: usize = 256;
@@ -204,6 +206,20 @@ fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start) -> Result<Opene
     }
     consumer.assign(&assignment).map_err(|error| error.to_string())?;
     Ok((consumer, ends))
+}
+
+/// A setting of a topic. Blocks.
+pub(crate) fn topic_setting(kafka: &KafkaConfig, topic: &str, name: &str) -> Result<String, String> {
+    let admin: AdminClient<DefaultClientContext> =
+        client_config(kafka).create().map_err(|error: KafkaError| error.to_string())?;
+    let options = AdminOptions::new().request_timeout(Some(CALL_TIMEOUT));
+    let resource = [ResourceSpecifier::Topic(topic)];
+    let described = futures::executor::block_on(admin.describe_configs(&resource, &options));
+    let described = described.map_err(|error| format!("can't read the settings of {topic}: {error}"))?;
+    let settings = described.into_iter().next().transpose();
+    let settings = settings.map_err(|error| format!("can't read the settings of {topic}: {error}"))?;
+    let value = settings.as_ref().and_then(|settings| settings.get(name)).and_then(|entry| entry.value.clone());
+    value.ok_or_else(|| format!("{topic} has no setting {name}"))
 }
 
 /// Partitions of a topic.

@@ -16,7 +16,8 @@ use crate::commit::{Committer, Producing};
 use crate::engine::Engine;
 use crate::ownership::Ownership;
 use crate::process::Processor;
-use crate::reader::partitions;
+use crate::reader::{partitions, topic_setting};
+use crate::state::{Changelog, SharedStores, Stores, changelog_topic};
 use crate::transaction::TransactionalProducer;
 use crate::{KafkaConfig, Registry, RunnerConfig, StageStatus};
 
@@ -84,12 +85,14 @@ impl Runner {
         let (batches, batch_receiver) = tokio::sync::mpsc::channel(1);
         let (done_sender, done) = mpsc::channel();
         let grace = Duration::from_millis(self.config.grace_ms);
-        let limit = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
-        let watched = Arc::clone(&self.status);
         let ownership = Arc::new(Ownership::default());
         let stop = CancellationToken::new();
+        let stores = S::STATEFUL.then(|| self.open_stores()).transpose().map_err(fail)?;
+        let shared = stores.clone();
         let processor = Processor {
             name,
+            stores,
+            sequence: 0,
             stage,
             registry: self.registry.clone(),
             config: self.config.clone(),
@@ -104,7 +107,7 @@ impl Runner {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let (outcome, engine) = match self.set_up(input, token, ownership, batches, done) {
+                let (outcome, engine) = match self.set_up(input, shared, token, ownership, batches, done) {
                     Ok(mut engine) => (engine.run(), Some(engine)),
                     Err(reason) => (Err(reason), None),
                 };
@@ -125,9 +128,7 @@ impl Runner {
             waker.unpark();
             tokio::time::sleep(patience).await;
         };
-        let still = standstill(Arc::clone(&watched), limit);
         let outcome = tokio::select! {
-            stood = still => Err(format!("the loop has stood still for {} s inside a call to Kafka's client", stood.as_secs())),
             outcome = result => outcome.unwrap_or_else(|_| Err("the loop panicked; see the log".into())),
             () = overdue => {
                 tracing::warn!(stage = name, "Kafka does not answer: what was not committed will be done again");
@@ -142,6 +143,7 @@ impl Runner {
     fn set_up(
         self,
         input: Topic,
+        stores: Option<SharedStores>,
         shutdown: CancellationToken,
         ownership: Arc<Ownership>,
         batches: tokio::sync::mpsc::Sender<Vec<crate::process::RawRecord>>,
@@ -164,10 +166,17 @@ impl Runner {
             settings.create_with_context(context).map_err(|error: KafkaError| error.to_string())?;
         let consumer = Arc::new(consumer);
         let dead_letters: Arc<str> = names.full_name(&dead_letter_topic(self.name)).into();
-        self.wait_for_topics(&consumer, &[&input, &dead_letters], &shutdown)?;
+        let changelog: Option<Arc<str>> = stores.is_some().then(|| names.full_name(&changelog_topic(self.name)).into());
+        let topics: Vec<_> = [&input, &dead_letters].into_iter().chain(&changelog).collect();
+        self.wait_for_topics(&consumer, &topics, &shutdown)?;
+        let state = match stores.zip(changelog.clone()) {
+            Some((stores, topic)) => Some((stores, self.changelog(topic)?)),
+            None => None,
+        };
         let committer = Committer {
             stage: self.name,
-            producer: self.producing(&group)?,
+            producer: self.producing(&group, changelog.clone())?,
+            changelog,
             group,
             input: Arc::clone(&input),
             dead_letters,
@@ -195,6 +204,7 @@ impl Runner {
             waiting_since: None,
             next_lane: 0,
             tenants: HashMap::new(),
+            state,
         };
         engine.committer.start_over()?;
         engine.consumer.subscribe(&[&input]).map_err(|error| error.to_string())?;
@@ -223,30 +233,40 @@ impl Runner {
         Ok(())
     }
 
-    fn producing(&self, group: &str) -> Result<Producing, String> {
-        #[cfg(feature = "at-least-once")]
-        if self.at_least_once {
-            return Ok(Producing::AtLeastOnce(crate::transaction::PlainProducer::new(&self.kafka, &self.config)?));
-        }
-        let instance = match self.config.instance.as_str() {
+    fn instance(&self) -> String {
+        match self.config.instance.as_str() {
             "" => host_name(),
             named => named.to_owned(),
-        };
-        let id = format!("{group}.{instance}");
-        let producer = TransactionalProducer::new(&self.kafka, &self.config, id)?;
-        Ok(Producing::Transactions(Box::new(producer)))
-    }
-}
-
-/// Ends when the loop has stood still for `limit`, which no call to Kafka should take: each has a timeout. Then the service
-/// exits, and whoever starts it again gets a client that works.
-async fn standstill(status: Arc<StageStatus>, limit: Duration) -> Duration {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let still = status.stands_still_for();
-        if still > limit {
-            return still;
         }
+    }
+
+    /// Each instance of each stage has a folder of its own: two of them may share a disk.
+    fn open_stores(&self) -> Result<SharedStores, String> {
+        let group = self.kafka.topics().full_name(self.name);
+        let folder = self.config.state_dir.join(group).join(self.instance());
+        Stores::open(&folder).map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    fn changelog(&self, topic: Arc<str>) -> Result<Changelog, String> {
+        let tombstones_stay = topic_setting(&self.kafka, &topic, "delete.retention.ms")?;
+        let millis =
+            tombstones_stay.parse().map_err(|_| format!("{topic}: delete.retention.ms is {tombstones_stay}"))?;
+        Ok(Changelog {
+            stage: self.name,
+            topic,
+            kafka: self.kafka.clone(),
+            tombstones_stay: Duration::from_millis(millis),
+        })
+    }
+
+    fn producing(&self, group: &str, changelog: Option<Arc<str>>) -> Result<Producing, String> {
+        #[cfg(feature = "at-least-once")]
+        if self.at_least_once {
+            let producer = crate::transaction::PlainProducer::new(&self.kafka, &self.config, changelog)?;
+            return Ok(Producing::AtLeastOnce(producer));
+        }
+        let id = format!("{group}.{}", self.instance());
+        Ok(Producing::Transactions(TransactionalProducer::new(&self.kafka, &self.config, id, changelog)?))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::{ClientContext, config::RDKafkaLogLevel};
 use weir_contracts::Lane;
@@ -26,6 +26,9 @@ const KNOWN: Duration = Duration::from_secs(3600);
 #[derive(Debug, Default)]
 pub(crate) struct DeliveryContext {
     failed: Mutex<Option<String>>,
+    /// The topic whose ends are of interest, and the position behind the last record written to each of its lanes.
+    changelog: Option<Arc<str>>,
+    ends: Mutex<HashMap<Lane, i64>>,
 }
 
 impl ClientContext for DeliveryContext {
@@ -42,9 +45,17 @@ impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &rdkafka::producer::DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-            failed.get_or_insert_with(|| error.to_string());
+        match result {
+            Err((error, _)) => {
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.get_or_insert_with(|| error.to_string());
+            }
+            Ok(message) if self.changelog.as_deref() == Some(message.topic()) => {
+                let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+                let end = ends.entry(Lane(message.partition())).or_insert(0);
+                *end = (*end).max(message.offset() + 1);
+            }
+            Ok(_) => {}
         }
     }
 }
@@ -67,6 +78,7 @@ impl Sender {
         kafka: &KafkaConfig,
         config: &RunnerConfig,
         transactional_id: Option<&str>,
+        changelog: Option<Arc<str>>,
     ) -> Result<Self, String> {
         let mut settings = client_config(kafka);
         let timeout = config.transaction_timeout_ms.to_string();
@@ -81,7 +93,7 @@ impl Sender {
             .set("message.timeout.ms", &timeout)
             // Dead letters carry the record and its history.
             .set("message.max.bytes", (2 * config.max_record_bytes + (64 << 10)).to_string())
-            .set("delivery.report.only.error", "true");
+            .set("delivery.report.only.error", if changelog.is_some() { "false" } else { "true" });
         for (name, value) in &kafka.properties {
             settings.set(name, value);
         }
@@ -89,8 +101,8 @@ impl Sender {
         if let Some(id) = transactional_id {
             settings.set("transactional.id", id).set("transaction.timeout.ms", &timeout);
         }
-        let producer =
-            settings.create_with_context(DeliveryContext::default()).map_err(|error: KafkaError| error.to_string())?;
+        let context = DeliveryContext { changelog, ..DeliveryContext::default() };
+        let producer = settings.create_with_context(context).map_err(|error: KafkaError| error.to_string())?;
         Ok(Self { producer, known: HashMap::new() })
     }
 
@@ -143,6 +155,11 @@ impl Sender {
     /// After records failed: partitions may not know this producer after all.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
+    }
+
+    /// For each lane of the changelog that was written since the last call: the position behind it.
+    pub(crate) fn take_ends(&self) -> HashMap<Lane, i64> {
+        std::mem::take(&mut *self.producer.context().ends.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until everything sent is acknowledged or has failed, or the deadline.

@@ -1,12 +1,15 @@
 //! Kafka transactions: every error classified into what must be done about it.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer;
+use weir_contracts::Lane;
 
 use crate::client::CALL_TIMEOUT;
 use crate::process::EncodedRecord;
@@ -29,18 +32,25 @@ pub(crate) struct TransactionalProducer {
     kafka: KafkaConfig,
     config: RunnerConfig,
     transactional_id: String,
+    changelog: Option<Arc<str>>,
     sender: Sender,
     timeout: Duration,
 }
 
 impl TransactionalProducer {
     /// A producer that has not yet fenced its predecessor; see [`TransactionalProducer::fence`].
-    pub(crate) fn new(kafka: &KafkaConfig, config: &RunnerConfig, transactional_id: String) -> Result<Self, String> {
-        let sender = Sender::new(kafka, config, Some(&transactional_id))?;
+    pub(crate) fn new(
+        kafka: &KafkaConfig,
+        config: &RunnerConfig,
+        transactional_id: String,
+        changelog: Option<Arc<str>>,
+    ) -> Result<Self, String> {
+        let sender = Sender::new(kafka, config, Some(&transactional_id), changelog.clone())?;
         Ok(Self {
             kafka: kafka.clone(),
             config: config.clone(),
             transactional_id,
+            changelog,
             sender,
             timeout: Duration::from_millis(config.transaction_timeout_ms).min(CALL_TIMEOUT),
         })
@@ -56,8 +66,13 @@ impl TransactionalProducer {
 
     /// Forgets the producer and its transaction in doubt; the new one must [`TransactionalProducer::fence`].
     pub(crate) fn recreate(&mut self) -> Result<(), String> {
-        self.sender = Sender::new(&self.kafka, &self.config, Some(&self.transactional_id))?;
+        self.sender = Sender::new(&self.kafka, &self.config, Some(&self.transactional_id), self.changelog.clone())?;
         Ok(())
+    }
+
+    /// For each lane of the changelog that was written since the last call: the position behind it.
+    pub(crate) fn take_ends(&self) -> HashMap<Lane, i64> {
+        self.sender.take_ends()
     }
 
     /// Begins a transaction.
@@ -135,9 +150,13 @@ pub(crate) struct PlainProducer {
 
 #[cfg(feature = "at-least-once")]
 impl PlainProducer {
-    pub(crate) fn new(kafka: &KafkaConfig, config: &RunnerConfig) -> Result<Self, String> {
+    pub(crate) fn new(kafka: &KafkaConfig, config: &RunnerConfig, changelog: Option<Arc<str>>) -> Result<Self, String> {
         let timeout = Duration::from_millis(config.transaction_timeout_ms);
-        Ok(Self { sender: Sender::new(kafka, config, None)?, timeout })
+        Ok(Self { sender: Sender::new(kafka, config, None, changelog)?, timeout })
+    }
+
+    pub(crate) fn take_ends(&self) -> HashMap<Lane, i64> {
+        self.sender.take_ends()
     }
 
     pub(crate) fn produce(&mut self, records: &[Cow<'_, EncodedRecord>]) -> Result<(), TransactionError> {

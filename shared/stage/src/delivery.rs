@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use weir_contracts::{Deadline, Lane, header};
 
+use crate::state::{NoState, State, StateView};
+
 /// Where a record lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coordinates {
@@ -77,13 +79,26 @@ impl<R> Delivery<R> {
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a, R> {
     deliveries: &'a [Delivery<R>],
+    state: State<'a>,
 }
 
 impl<'a, R> Batch<'a, R> {
-    /// A batch of these deliveries.
+    /// A batch of these deliveries, for a stage without state.
     #[must_use]
     pub fn new(deliveries: &'a [Delivery<R>]) -> Self {
-        Self { deliveries }
+        Self::with_state(deliveries, &NoState)
+    }
+
+    /// A batch of these deliveries, with the state of their lanes.
+    #[must_use]
+    pub fn with_state(deliveries: &'a [Delivery<R>], state: &'a dyn StateView) -> Self {
+        Self { deliveries, state: State::new(state) }
+    }
+
+    /// The state of the lanes at hand.
+    #[must_use]
+    pub fn state(&self) -> State<'a> {
+        self.state
     }
 
     /// The deliveries, in order.

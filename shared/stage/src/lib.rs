@@ -4,18 +4,23 @@
 
 mod delivery;
 mod outcome;
+mod state;
 
 use std::future::Future;
 use std::time::Duration;
 
 pub use delivery::{Batch, Coordinates, Delivery, Headers};
 pub use outcome::{Failure, Outcome, Output, failure_class};
+pub use state::{MemoryState, State, StateValue, StateView};
 use weir_contracts::Record;
 
 /// One transformation of the pipeline.
 pub trait Stage: Send + 'static {
     /// What it reads.
     type Input: Record;
+
+    /// Whether it keeps state. Then a compacted topic `<stage>-state` must exist, with a partition for each lane.
+    const STATEFUL: bool = false;
 
     /// One outcome for each delivery, in order. Must give the same outcomes again when it is called again with the
     /// same batch: the runner does so after a crash, an abort or an unavailable dependency.

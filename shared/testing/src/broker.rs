@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
 use tokio::runtime::Runtime;
 use weir_runner::KafkaConfig;
 use weir_stack::{Cluster, CreateTopic, StackConfig};
@@ -69,6 +72,19 @@ impl Broker {
         let cluster = Cluster::connect(&brokers, &BTreeMap::new()).expect("a client");
         self.block_on(cluster.create(&new)).expect("topics are created");
         created
+    }
+}
+
+impl Broker {
+    /// Sets a setting of a topic (full name).
+    pub fn alter_topic(&self, topic: &str, name: &str, value: &str) {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", self.stack.kafka_brokers()).create().expect("an admin client");
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+        let changed = self.block_on(async { admin.alter_configs(&[change], &AdminOptions::new()).await });
+        for result in changed.expect("Kafka answers") {
+            result.unwrap_or_else(|(_, code)| panic!("altering {topic}: {code}"));
+        }
     }
 }
 

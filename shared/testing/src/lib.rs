@@ -9,6 +9,7 @@ mod broker;
 #[cfg(feature = "containers")]
 mod containers;
 mod delivery;
+mod feeding;
 mod pipeline;
 mod proxy;
 mod service;

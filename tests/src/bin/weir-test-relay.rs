@@ -1,5 +1,6 @@
 //! A stage to hurt: copies records from `relay-in` to `relay-out`, as a process of its own.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,6 +33,10 @@ struct Arguments {
     commit_interval_ms: u64,
     #[arg(long)]
     at_least_once: bool,
+    /// Counts the records of each key in the state of their lane, kept in this folder, and writes the counts instead of
+    /// the values. The value `forget` removes the key's count.
+    #[arg(long)]
+    count_in: Option<PathBuf>,
 }
 
 struct Relay {
@@ -48,6 +53,37 @@ impl Stage for Relay {
             Outcome::emit(Output::new(Topic::custom("relay-out"), key, delivery.record().clone()))
         });
         Ok(copies.collect())
+    }
+}
+
+struct Count {
+    work: Duration,
+}
+
+impl Stage for Count {
+    type Input = Raw;
+
+    const STATEFUL: bool = true;
+
+    async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
+        tokio::time::sleep(self.work).await;
+        let state = batch.state();
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch.iter() {
+            let key = delivery.key.clone().unwrap_or_default();
+            if delivery.record().0 == b"forget" {
+                state.remove(delivery, &key);
+                outcomes.push(Outcome::skip("forgotten"));
+                continue;
+            }
+            let before =
+                state.get(delivery, &key)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let count = before + 1;
+            state.put(delivery, &key, count.to_be_bytes());
+            let output = Output::new(Topic::custom("relay-out"), key, Raw(count.to_string().into_bytes()));
+            outcomes.push(Outcome::emit(output));
+        }
+        Ok(outcomes)
     }
 }
 
@@ -75,6 +111,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         session_timeout_ms: arguments.session_timeout_ms,
         transaction_timeout_ms: arguments.transaction_timeout_ms,
         commit_interval_ms: arguments.commit_interval_ms,
+        state_dir: arguments.count_in.clone().unwrap_or_default(),
         ..RunnerConfig::default()
     };
     let registry = Registry::new(&RegistryConfig::default(), &kafka.prefix).map_err(|error| error.to_string())?;
@@ -87,6 +124,10 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         terminate.recv().await;
         stop.cancel();
     });
-    let relay = Relay { work: Duration::from_millis(arguments.work_ms) };
-    runner.run(Topic::custom("relay-in"), relay, shutdown).await.map_err(|error| error.to_string())
+    let (input, work) = (Topic::custom("relay-in"), Duration::from_millis(arguments.work_ms));
+    let ended = match arguments.count_in {
+        Some(_) => runner.run(input, Count { work }, shutdown).await,
+        None => runner.run(input, Relay { work }, shutdown).await,
+    };
+    ended.map_err(|error| error.to_string())
 }

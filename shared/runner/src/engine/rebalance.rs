@@ -9,11 +9,13 @@ use rdkafka::consumer::Consumer;
 use rdkafka::{Offset, TopicPartitionList};
 use weir_contracts::Lane;
 
-use super::{Engine, runs};
+use super::{Engine, now_millis, runs};
 use crate::assignment::{Position, positions};
 use crate::commit::insist;
 use crate::lane::OwnedLane;
+use crate::ownership::LaneEpoch;
 use crate::process::{Prepared, Verdict};
+use crate::state::{RestoreError, StoreError};
 use crate::transaction::TransactionError;
 use crate::{PauseReason, metric};
 
@@ -28,15 +30,19 @@ impl Engine {
             let (Position::At(offset) | Position::Gap { to: offset, .. }) = position;
             list.add_partition_offset(&self.input, lane.0, Offset::Offset(*offset)).map_err(|e| e.to_string())?;
         }
+        let epochs: BTreeMap<Lane, LaneEpoch> =
+            lanes.iter().map(|lane| (*lane, self.ownership.assign(*lane))).collect();
+        self.restore(&epochs)?;
         self.consumer.incremental_assign(&list).map_err(|error| error.to_string())?;
         for (lane, position) in found {
+            let Some(epoch) = epochs.get(&lane).copied() else { continue };
             let queue = self.consumer.split_partition_queue(&self.input, lane.0).map(|mut queue| {
                 let thread = std::thread::current();
                 queue.set_nonempty_callback(move || thread.unpark());
                 queue
             });
             let (Position::At(offset) | Position::Gap { from: offset, .. }) = position;
-            self.lanes.insert(lane, OwnedLane::new(self.ownership.assign(lane), queue, offset));
+            self.lanes.insert(lane, OwnedLane::new(epoch, queue, offset));
             self.status.owned(lane);
             if let Position::Gap { from, to } = position {
                 self.stop_at_gap(lane, from, to);
@@ -48,6 +54,21 @@ impl Engine {
         Ok(())
     }
 
+    /// Brings the state of new lanes up to date. Their committed positions are stable by now.
+    pub(super) fn restore(&self, epochs: &BTreeMap<Lane, LaneEpoch>) -> Result<(), String> {
+        let Some((stores, changelog)) = &self.state else { return Ok(()) };
+        for (lane, epoch) in epochs {
+            stores.assign(*lane, *epoch).map_err(|error| error.to_string())?;
+        }
+        let lanes: Vec<Lane> = epochs.keys().copied().collect();
+        insist(self.stage, "restoring state", || {
+            changelog.restore(stores, &lanes, now_millis()).map_err(|error| match error {
+                RestoreError::Kafka(reason) => TransactionError::Ambiguous(reason),
+                RestoreError::Store(error) => TransactionError::Fatal(error.to_string()),
+            })
+        })
+    }
+
     pub(super) fn revoked(&mut self, lanes: &[Lane]) -> Result<(), String> {
         let lost = self.consumer.assignment_lost();
         if !lost {
@@ -57,6 +78,7 @@ impl Engine {
         for lane in lanes {
             self.ownership.revoke(*lane);
             self.lanes.remove(lane);
+            self.close_state(*lane);
             self.status.gone(*lane);
             self.clear_gauges(*lane);
             list.add_partition(&self.input, lane.0);
@@ -73,6 +95,12 @@ impl Engine {
         counter!(metric::REBALANCES, "stage" => self.stage, "kind" => kind).increment(1);
         tracing::info!(stage = self.stage, kind, lanes = ?lanes.iter().map(|lane| lane.0).collect::<Vec<_>>(), "lanes gone");
         Ok(())
+    }
+
+    pub(super) fn close_state(&self, lane: Lane) {
+        if let Some((stores, _)) = &self.state {
+            stores.revoke(lane, now_millis());
+        }
     }
 
     /// Work of lanes that go away may finish, for a bounded time, and is committed before they are given up.
@@ -157,6 +185,7 @@ impl Engine {
             }
             // What is being processed of it now would leave a hole: it is not ours to commit any more.
             self.ownership.revoke(lane);
+            self.close_state(lane);
             tracing::error!(
                 stage = self.stage,
                 topic = %self.input,
@@ -166,5 +195,27 @@ impl Engine {
             );
             self.stop_lane(lane, PauseReason::Flood { reason: counted });
         }
+    }
+
+    /// Takes the writes of committed records over into the stores.
+    pub(super) fn apply_state(&self, ready: &[Prepared]) -> Result<(), String> {
+        let Some((stores, _)) = &self.state else { return Ok(()) };
+        let ends = self.committer.changelog_ends();
+        let mut lanes: BTreeMap<Lane, Vec<&Prepared>> = BTreeMap::new();
+        for prepared in ready.iter().filter(|prepared| !prepared.writes.is_empty()) {
+            lanes.entry(prepared.raw.at.lane).or_default().push(prepared);
+        }
+        for (lane, prepared) in lanes {
+            let sequence = prepared.iter().map(|prepared| prepared.sequence).max();
+            let writes = prepared.iter().flat_map(|prepared| &prepared.writes);
+            let writes: Vec<_> = writes.map(|(key, value)| (key.as_slice(), value.as_ref())).collect();
+            counter!(metric::STATE_WRITES, "stage" => self.stage).increment(writes.len() as u64);
+            match stores.apply(lane, writes, ends.get(&lane).copied(), sequence, now_millis()) {
+                // A lane that was given away is restored by whoever has it.
+                Ok(()) | Err(StoreError::Gone(_)) => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Ok(())
     }
 }

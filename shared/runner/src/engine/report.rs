@@ -93,6 +93,11 @@ impl Engine {
         let in_flight = self.lanes.values().map(|lane| lane.in_flight + lane.waiting()).sum();
         gauge!(metric::IN_FLIGHT, "stage" => self.stage).set(count(in_flight));
         gauge!(metric::LANES, "stage" => self.stage).set(count(self.lanes.len()));
+        if let Some((stores, _)) = &self.state {
+            gauge!(metric::STATE_WAITING, "stage" => self.stage).set(count(stores.waiting()));
+            let bytes = i64::try_from(stores.disk_bytes()).unwrap_or(i64::MAX);
+            gauge!(metric::STATE_DISK_BYTES, "stage" => self.stage).set(signed(bytes));
+        }
         let reasons = self.status.lanes();
         for label in ["unavailable", "gap", "flood"] {
             let paused = reasons.values().flatten().filter(|reason| reason.label() == label).count();
