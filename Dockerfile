@@ -34,12 +34,13 @@ RUN if ! ldconfig -p | grep -q 'libssl\.so\.3' || [ ! -e /etc/ssl/certs/ca-certi
         && rm -rf /var/lib/apt/lists/*; \
     fi
 RUN useradd --system --uid 10001 --home-dir /var/lib/weir --create-home weir \
-    && mkdir -p /var/lib/weir/models /var/lib/weir/documents \
+    && mkdir -p /var/lib/weir/models /var/lib/weir/documents /var/lib/weir/state \
     && chown -R weir /var/lib/weir
 COPY --from=build /programs/ /usr/local/bin/
 WORKDIR /var/lib/weir
 USER weir
 ENV WEIR_TELEMETRY__LOG_FORMAT=json \
     WEIR_MODEL__CACHE=/var/lib/weir/models \
+    WEIR_RUNNER__STATE_DIR=/var/lib/weir/state \
     WEIR_DATA=/var/lib/weir/data
 CMD ["weir", "--help"]

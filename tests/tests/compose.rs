@@ -212,6 +212,21 @@ fn every_container_that_needs_something_waits_for_it() {
     }
 }
 
+/// Services that keep state or a cache, and where: on a volume, in a folder that the image makes for the user it runs as.
+#[test]
+fn state_survives_its_container() {
+    let compose = Compose::read();
+    let stateful = ["ingest", "embed"];
+    let made = read("Dockerfile").replace("\\\n", " ");
+    for service in SERVICES {
+        let container = compose.container(service);
+        let folder = printed(service, container)["runner"]["state_dir"].as_str().unwrap().to_owned();
+        assert!(Regex::new(&format!(r"mkdir -p [^&]*{folder}\b")).unwrap().is_match(&made), "{service}: {folder}");
+        let mounted = strings(&container["volumes"]).iter().any(|volume| *volume == format!("state:{folder}"));
+        assert_eq!(mounted, stateful.contains(service), "{service}: {folder}");
+    }
+}
+
 /// Commands of the command line in the file exist as they are written there.
 #[test]
 fn commands_of_the_command_line_exist() {

@@ -1,5 +1,7 @@
 //! Settings.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use weir_contracts::MetricDef;
 use weir_models::ModelConfig;
@@ -26,6 +28,28 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// The embedding model.
     pub model: ModelConfig,
+    /// The service's own.
+    pub embed: EmbedConfig,
+}
+
+/// Largest cache that makes sense, MiB: beyond, a miss looks into too many tables.
+const MAX_CACHE_MIB: u64 = 32 << 10;
+
+/// The service's own settings. Section `[embed]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmbedConfig {
+    /// Room on disk for vectors of chunks that were embedded before, MiB; 0: every chunk is embedded.
+    pub cache_mib: u64,
+    /// Folder for these vectors, a cache that may be deleted while the service is down. Instances may share it: each
+    /// has a part of it for itself, of `cache_mib`. By default `embed-cache` below `runner.state_dir`.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Default for EmbedConfig {
+    fn default() -> Self {
+        Self { cache_mib: 1024, cache_dir: None }
+    }
 }
 
 impl Default for Config {
@@ -37,6 +61,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             telemetry: TelemetryConfig::default(),
             model: ModelConfig::default(),
+            embed: EmbedConfig::default(),
         }
     }
 }
@@ -45,7 +70,7 @@ impl ServiceConfig for Config {
     const NAME: &'static str = "embed";
     const ABOUT: &'static str = "Turns chunks into vectors.";
     const PORT: u16 = 9103;
-    const METRICS: &'static [MetricDef] = weir_models::metric::METRICS;
+    const METRICS: &'static [MetricDef] = crate::metric::METRICS;
 
     fn common(&self) -> Common<'_> {
         Common {
@@ -58,6 +83,9 @@ impl ServiceConfig for Config {
     }
 
     fn validate(&self) -> Result<(), Invalid> {
+        if self.embed.cache_mib > MAX_CACHE_MIB {
+            return Err(Invalid::new("embed.cache_mib", format!("must be at most {MAX_CACHE_MIB}")));
+        }
         self.model.check().map_err(|(key, reason)| Invalid::new(format!("model.{key}"), reason))
     }
 }

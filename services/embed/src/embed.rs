@@ -1,31 +1,70 @@
 //! The stage.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use metrics::counter;
 use tokio::task::spawn_blocking;
-use weir_contracts::{ChunkBatch, EmbeddedChunk, EmbeddingBatch, Topic, document_key};
+use weir_contracts::{Chunk, ChunkBatch, EmbeddedChunk, EmbeddingBatch, TenantId, Topic, document_key};
 use weir_models::{Embedder, ModelError};
 use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError, failure_class};
 
+use crate::cache::{VectorCache, key};
+use crate::generation::Key;
+use crate::metric;
+
+/// What makes vectors of texts.
+pub trait Model: Send + Sync + 'static {
+    /// A vector for each text, in order. Blocks.
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ModelError>;
+
+    /// Vectors of the same id and dimension are comparable.
+    fn id(&self) -> &str;
+
+    /// Components of its vectors.
+    fn dimension(&self) -> usize;
+}
+
+impl Model for Embedder {
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ModelError> {
+        Self::embed(self, texts)
+    }
+
+    fn id(&self) -> &str {
+        self.model_id()
+    }
+
+    fn dimension(&self) -> usize {
+        Self::dimension(self)
+    }
+}
+
 /// Gives every chunk its vector. The chunks of all records of a batch are embedded together, whichever documents and
-/// lanes they belong to.
+/// lanes they belong to; those whose text the tenant had embedded before are not embedded again.
 pub struct Embed {
-    embedder: Arc<Embedder>,
+    model: Arc<dyn Model>,
+    cache: Option<Arc<VectorCache>>,
+}
+
+/// A chunk's text, and whose it is.
+struct Text {
+    tenant: TenantId,
+    text: String,
 }
 
 impl Embed {
-    /// The stage with this model.
-    pub fn new(embedder: Arc<Embedder>) -> Self {
-        Self { embedder }
+    /// The stage with this model, and a cache of its vectors.
+    pub fn new(model: Arc<dyn Model>, cache: Option<Arc<VectorCache>>) -> Self {
+        Self { model, cache }
     }
 
     /// Vectors of texts, away from the threads that keep the connections alive.
-    async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, ModelError> {
+    async fn embed(&self, texts: Vec<Text>) -> Result<Vec<Vec<f32>>, ModelError> {
         if texts.is_empty() {
             return Ok(Vec::new());
         }
-        let embedder = Arc::clone(&self.embedder);
-        let work = move || embedder.embed(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        let (model, cache) = (Arc::clone(&self.model), self.cache.clone());
+        let work = move || vectors(model.as_ref(), cache.as_deref(), &texts);
         match spawn_blocking(work).await {
             Ok(vectors) => vectors,
             // The runner finds out which record does it, and goes on with the others.
@@ -78,8 +117,8 @@ impl Embed {
             title: record.title.clone(),
             metadata: record.metadata.clone(),
             requested_at: record.requested_at,
-            model: self.embedder.model_id().to_owned(),
-            dimension: i32::try_from(self.embedder.dimension()).unwrap_or(i32::MAX),
+            model: self.model.id().to_owned(),
+            dimension: i32::try_from(self.model.dimension()).unwrap_or(i32::MAX),
             chunks,
         };
         Outcome::emit(Output::new(Topic::EMBEDDINGS, document_key(&record.tenant, &record.document), embedded))
@@ -102,8 +141,44 @@ impl Stage for Embed {
     }
 }
 
-fn texts(record: &ChunkBatch) -> Vec<String> {
-    record.chunks.iter().map(|chunk| chunk.text.clone()).collect()
+fn texts(record: &ChunkBatch) -> Vec<Text> {
+    let text = |chunk: &Chunk| Text { tenant: record.tenant.clone(), text: chunk.text.clone() };
+    record.chunks.iter().map(text).collect()
+}
+
+/// The model computes the vectors that are not in the cache, each once.
+fn vectors(model: &dyn Model, cache: Option<&VectorCache>, texts: &[Text]) -> Result<Vec<Vec<f32>>, ModelError> {
+    let Some(cache) = cache else {
+        return compute(model, &texts.iter().map(|text| text.text.as_str()).collect::<Vec<_>>());
+    };
+    let dimension = model.dimension();
+    let keys: Vec<Key> = texts.iter().map(|text| key(&text.tenant, model.id(), dimension, &text.text)).collect();
+    let mut known = cache.get(&keys, dimension);
+    let mut seen = HashSet::new();
+    let (missing, missing_texts): (Vec<Key>, Vec<&str>) = keys
+        .iter()
+        .zip(texts)
+        .filter(|(key, _)| !known.contains_key(*key) && seen.insert(**key))
+        .map(|(key, text)| (*key, text.text.as_str()))
+        .unzip();
+    let computed = compute(model, &missing_texts)?;
+    cache.put(missing.iter().copied().zip(&computed));
+    counter!(metric::CACHE_HITS).increment((keys.len() - missing.len()) as u64);
+    counter!(metric::CACHE_MISSES).increment(missing.len() as u64);
+    known.extend(missing.into_iter().zip(computed));
+    // All are known now.
+    Ok(keys.iter().filter_map(|key| known.get(key).cloned()).collect())
+}
+
+fn compute(model: &dyn Model, texts: &[&str]) -> Result<Vec<Vec<f32>>, ModelError> {
+    if texts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let vectors = model.embed(texts)?;
+    if vectors.len() != texts.len() {
+        return Err(ModelError::Compute(format!("{} vectors for {} texts", vectors.len(), texts.len())));
+    }
+    Ok(vectors)
 }
 
 /// Memory of a device comes back when others let it go; a model that fails does not heal by itself.
@@ -118,9 +193,11 @@ fn unusable(error: &ModelError) -> StageError {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::sync::Mutex;
 
-    use weir_contracts::{Chunk, DocumentId, Lane, Record, RequestId, Revision, TenantId};
-    use weir_models::{ModelConfig, prepare};
+    use weir_contracts::{DocumentId, Lane, Record, RequestId, Revision};
+    use weir_models::{DeviceChoice, ModelConfig, prepare};
     use weir_stage::{Coordinates, Delivery, Headers};
 
     use super::*;
@@ -128,7 +205,7 @@ mod tests {
     async fn stage() -> Embed {
         let config = ModelConfig::test();
         let files = prepare(&config).await.unwrap();
-        Embed::new(Arc::new(Embedder::load(&config, &files).unwrap()))
+        Embed::new(Arc::new(Embedder::load(&config, &files).unwrap()), None)
     }
 
     fn delivery(document: &str, texts: &[&str], deleted: bool) -> Delivery<ChunkBatch> {
@@ -182,7 +259,7 @@ mod tests {
             assert_eq!((embedded.model.as_str(), embedded.dimension), ("test@1/f32", 32));
             assert_eq!(embedded.chunks.len(), record.chunks.len());
             for (embedded, chunk) in embedded.chunks.iter().zip(&record.chunks) {
-                let alone = stage.embedder.embed(&[&chunk.text]).unwrap();
+                let alone = stage.model.embed(&[&chunk.text]).unwrap();
                 let numbers: Vec<f32> =
                     embedded.vector.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
                 assert_eq!(numbers, alone[0]);
@@ -218,5 +295,155 @@ mod tests {
     async fn a_full_device_pauses_the_lane_instead_of_rejecting_records() {
         assert!(matches!(unusable(&ModelError::OutOfMemory { tokens: 3 }), StageError::Unavailable { .. }));
         assert!(matches!(unusable(&ModelError::Compute("broken".into())), StageError::Fatal(_)));
+    }
+
+    /// The test model under another name; notes what it is asked for.
+    struct Counting {
+        inner: Embedder,
+        id: &'static str,
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Counting {
+        async fn named(id: &'static str) -> Arc<Self> {
+            let config = ModelConfig::test();
+            let inner = Embedder::load(&config, &prepare(&config).await.unwrap()).unwrap();
+            Arc::new(Self { inner, id, asked: Mutex::default() })
+        }
+
+        /// What it was asked for since the last time.
+        fn asked(&self) -> Vec<String> {
+            std::mem::take(&mut self.asked.lock().unwrap())
+        }
+    }
+
+    impl Model for Counting {
+        fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ModelError> {
+            self.asked.lock().unwrap().extend(texts.iter().map(ToString::to_string));
+            self.inner.embed(texts)
+        }
+
+        fn id(&self) -> &str {
+            self.id
+        }
+
+        fn dimension(&self) -> usize {
+            self.inner.dimension()
+        }
+    }
+
+    fn cache(folder: &Path) -> Option<Arc<VectorCache>> {
+        Some(Arc::new(VectorCache::open(folder, 4 << 20).unwrap()))
+    }
+
+    /// Texts of a document of twenty chunks, and of the same with another eighth.
+    fn document_and_update() -> (Vec<String>, Vec<String>) {
+        let before: Vec<String> =
+            (0..20).map(|n| format!("Chunk {n} tells of the lock, its gates and its keeper.")).collect();
+        let mut after = before.clone();
+        after[7] = "The eighth was written anew.".into();
+        (before, after)
+    }
+
+    async fn run(stage: &mut Embed, tenant: &str, texts: &[String]) -> EmbeddingBatch {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let mut delivery = delivery("a", &texts, false);
+        delivery.record.tenant = TenantId::parse(tenant).unwrap();
+        let outcomes = stage.process(Batch::new(&[delivery])).await.unwrap();
+        emitted(&outcomes[0]).1
+    }
+
+    #[tokio::test]
+    async fn an_update_that_changes_one_chunk_embeds_that_chunk_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (before, after) = document_and_update();
+        let model = Counting::named("m@1/f32").await;
+        let mut stage = Embed::new(model.clone(), cache(folder.path()));
+        run(&mut stage, "acme", &before).await;
+        assert_eq!(model.asked(), before);
+        let updated = run(&mut stage, "acme", &after).await;
+        assert_eq!(model.asked(), [after[7].as_str()]);
+
+        let mut without = Embed::new(model.clone(), None);
+        assert_eq!(run(&mut without, "acme", &after).await, updated, "with and without cache");
+        assert_eq!(model.asked(), after, "without a cache everything is embedded again");
+    }
+
+    #[tokio::test]
+    async fn a_restarted_service_embeds_nothing_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (before, after) = document_and_update();
+        let model = Counting::named("m@1/f32").await;
+        let cached = cache(folder.path());
+        run(&mut Embed::new(model.clone(), cached.clone()), "acme", &before).await;
+        cached.as_ref().unwrap().flush();
+        drop(cached);
+        model.asked();
+        run(&mut Embed::new(model.clone(), cache(folder.path())), "acme", &after).await;
+        assert_eq!(model.asked(), [after[7].as_str()]);
+    }
+
+    #[tokio::test]
+    async fn another_tenant_or_another_model_never_hits() {
+        let folder = tempfile::tempdir().unwrap();
+        let (texts, _) = document_and_update();
+        let model = Counting::named("m@1/f32").await;
+        let cached = cache(folder.path());
+        let mut stage = Embed::new(model.clone(), cached.clone());
+        run(&mut stage, "acme", &texts).await;
+        model.asked();
+        run(&mut stage, "other", &texts).await;
+        assert_eq!(model.asked(), texts);
+        for tenant in ["acme", "other"] {
+            run(&mut stage, tenant, &texts).await;
+            assert!(model.asked().is_empty(), "now each has its own");
+        }
+        let newer = Counting::named("m@2/f32").await;
+        let embedded = run(&mut Embed::new(newer.clone(), cached), "acme", &texts).await;
+        assert_eq!(newer.asked(), texts);
+        assert_eq!(embedded.model, "m@2/f32");
+    }
+
+    #[tokio::test]
+    async fn a_text_that_occurs_again_in_a_batch_is_embedded_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Counting::named("m@1/f32").await;
+        let mut stage = Embed::new(model.clone(), cache(folder.path()));
+        let deliveries = [delivery("a", &["one", "two", "one"], false), delivery("b", &["two", "three"], false)];
+        let outcomes = stage.process(Batch::new(&deliveries)).await.unwrap();
+        assert_eq!(model.asked(), ["one", "two", "three"]);
+        let plain = Embed::new(model.clone(), None).process(Batch::new(&deliveries)).await.unwrap();
+        for (cached, plain) in outcomes.iter().zip(&plain) {
+            assert_eq!(emitted(cached), emitted(plain));
+        }
+    }
+
+    /// A real model adds the same numbers in another order when other texts are in the batch: the last bits of a
+    /// vector depend on its company, with and without a cache. No ranking notices.
+    #[tokio::test]
+    async fn cached_vectors_are_those_the_real_model_computes() {
+        let config = ModelConfig { device: DeviceChoice::Cpu, ..ModelConfig::default() };
+        let files = match prepare(&config).await {
+            Ok(files) => files,
+            Err(error @ ModelError::Unobtainable { .. }) => return println!("skipped: {error}"),
+            Err(error) => unreachable!("{error}"),
+        };
+        let model: Arc<dyn Model> = Arc::new(Embedder::load(&config, &files).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let (before, after) = document_and_update();
+        let mut stage = Embed::new(Arc::clone(&model), cache(folder.path()));
+        run(&mut stage, "acme", &before).await;
+        let cached = run(&mut stage, "acme", &after).await;
+        let plain = run(&mut Embed::new(model, None), "acme", &after).await;
+        for (cached, plain) in cached.chunks.iter().zip(&plain.chunks) {
+            assert_eq!(cached.text, plain.text);
+            let components = |vector: &[u8]| -> Vec<f32> {
+                vector.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            };
+            let (cached, plain) = (components(&cached.vector), components(&plain.vector));
+            assert_eq!(cached.len(), plain.len());
+            let apart = cached.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-6, "{apart}");
+        }
     }
 }

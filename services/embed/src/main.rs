@@ -1,7 +1,10 @@
 //! Turns chunks into vectors.
 
+mod cache;
 mod config;
 mod embed;
+mod generation;
+mod metric;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,8 +12,9 @@ use std::sync::Arc;
 use color_eyre::eyre::Context as _;
 use tokio::task::spawn_blocking;
 use weir_contracts::Topic;
-use weir_models::Embedder;
+use weir_models::{Embedder, ModelError};
 
+use crate::cache::VectorCache;
 use crate::config::Config;
 use crate::embed::Embed;
 
@@ -21,8 +25,18 @@ fn main() -> ExitCode {
             files = weir_models::prepare(&config.model) => files?,
             () = shutdown.cancelled() => return Ok(()),
         };
-        let embedder = spawn_blocking(move || Embedder::load(&config.model, &files)).await.wrap_err("loading")??;
-        service.run_stage("embed", Topic::CHUNKS, Embed::new(Arc::new(embedder))).await?;
+        let state = config.runner.state_dir.clone();
+        let load = move || {
+            let embedder = Embedder::load(&config.model, &files)?;
+            Ok::<_, ModelError>((Arc::new(embedder), VectorCache::configured(&config.embed, &state)))
+        };
+        let (embedder, cache) = spawn_blocking(load).await.wrap_err("loading")??;
+        let stage = Embed::new(embedder, cache.clone());
+        let ended = service.run_stage("embed", Topic::CHUNKS, stage).await;
+        if let Some(cache) = cache {
+            spawn_blocking(move || cache.flush()).await.wrap_err("writing the cache")?;
+        }
+        ended?;
         Ok(())
     })
 }

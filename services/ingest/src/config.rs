@@ -52,6 +52,8 @@ pub struct IngestConfig {
     /// URLs under which documents that do not fit into a record may lie, for example `file:///data/inbox/` or
     /// `s3://bucket/prefix/`. None by default: a request must not make the service read what it likes.
     pub allow_urls: Vec<String>,
+    /// Hours for which an idempotency key is remembered, counted from the request that used it first.
+    pub idempotency_window_hours: u32,
     /// Documents that are fetched at the same time, at most; each may be in memory whole.
     pub fetches: usize,
     /// Options for S3, by the names that object_store gives them, for example `aws_endpoint`, `aws_region`,
@@ -71,6 +73,7 @@ impl Default for IngestConfig {
             workers: 0,
             worker_memory_mb: 1_024,
             allow_urls: Vec::new(),
+            idempotency_window_hours: 24,
             fetches: 4,
             s3: BTreeMap::new(),
         }
@@ -140,6 +143,9 @@ impl ServiceConfig for Config {
         }
         if !(256..=65_536).contains(&ingest.worker_memory_mb) {
             return Err(Invalid::new("ingest.worker_memory_mb", "must lie between 256 and 65536"));
+        }
+        if !(1..=8_760).contains(&ingest.idempotency_window_hours) {
+            return Err(Invalid::new("ingest.idempotency_window_hours", "must lie between 1 and 8760, a year"));
         }
         for url in &ingest.allow_urls {
             fetch::check_prefix(url).map_err(|reason| Invalid::new("ingest.allow_urls", reason))?;

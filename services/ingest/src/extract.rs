@@ -5,16 +5,17 @@ use std::time::Instant;
 
 use futures::future::try_join_all;
 use weir_contracts::{
-    Action, Document, DocumentRequest, OutcomeKind, Record, RequestOutcome, Revision, Topic, document_key, header,
-    length_prefixed_hash,
+    Action, Document, DocumentRequest, OutcomeKind, Record, Revision, Topic, header, length_prefixed_hash,
 };
-use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError, failure_class};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Stage, StageError, State, failure_class};
 
 use crate::config::Config;
 use crate::fetch::{Claims, FetchError};
 use crate::formats::{self, EXTRACTOR, Extracted, Hint, Limits, Refusal};
+use crate::identity::{Case, Opened, Remembered, Standing, told};
 use crate::metric;
 use crate::pool::{Pool, PoolError, WorkerCommand};
+use crate::waves::waves;
 
 /// Room in a record for what the document's fields do not count.
 const OVERHEAD: usize = 4 << 10;
@@ -22,13 +23,26 @@ const OVERHEAD: usize = 4 << 10;
 /// Larger documents are not even looked at in this process: its threads have other things to do.
 const IN_PROCESS: usize = 2 << 20;
 
-/// Extracts the text of documents, and says of each request what became of it.
+/// Milliseconds in an hour.
+const HOUR: i64 = 3_600_000;
+
+/// Extracts the text of documents, and says of each request what became of it. What it remembers of documents and of
+/// idempotency keys is the state of their lane.
 pub struct Extract {
     requests: String,
     claims: Claims,
     pool: Pool,
     limits: Limits,
     max_record_bytes: usize,
+    idempotency_window: i64,
+}
+
+/// What a request wants its document to be.
+enum Wanted {
+    /// A new revision, and a warning if a part of it could not be read.
+    Change(Box<Document>, Option<String>),
+    /// What it is already, since this revision.
+    Same { hash: String, since: Revision },
 }
 
 /// Why a request yields no document.
@@ -40,6 +54,9 @@ enum Failed {
     Refused(#[from] Refusal),
     #[error("{1}")]
     Claim(&'static str, String),
+    /// Later it may be there.
+    #[error("{1}")]
+    Later(&'static str, String),
 }
 
 impl Failed {
@@ -47,7 +64,7 @@ impl Failed {
         match self {
             Self::Invalid(_) => failure_class::INVALID,
             Self::Refused(refusal) => refusal.class(),
-            Self::Claim(class, _) => class,
+            Self::Claim(class, _) | Self::Later(class, _) => class,
         }
     }
 }
@@ -70,96 +87,80 @@ impl Extract {
             pool: Pool::new(config.ingest.workers(), command),
             limits: config.ingest.limits(),
             max_record_bytes: config.runner.max_record_bytes,
+            idempotency_window: i64::from(config.ingest.idempotency_window_hours) * HOUR,
         }
     }
 
-    async fn extract(&self, delivery: &Delivery<DocumentRequest>) -> Result<Outcome, StageError> {
+    async fn decide(&self, delivery: &Delivery<DocumentRequest>, state: State<'_>) -> Result<Outcome, StageError> {
         // Before anything can fail: whatever happens, the request has its revision.
         let revision = match self.revision(delivery) {
             Ok(revision) => revision,
-            Err(failure) => return Ok(Outcome::reject(failure)),
+            Err(failure) => {
+                let told = told(delivery, OutcomeKind::Rejected, None, Some(failure.message.clone()));
+                return Ok(Outcome::reject(failure).and(told));
+            }
         };
-        let request = delivery.record();
-        match self.document(delivery, revision).await? {
-            Ok((document, warning)) => {
-                let result = if document.deleted { "deleted" } else { "accepted" };
-                count(&document.content_type, result);
-                let key = document_key(&request.tenant, &request.document);
-                let document = Output::new(Topic::DOCUMENTS, key, document)
-                    .with_header(header::TENANT, request.tenant.as_str())
-                    .with_header(header::REVISION, revision.ordinal().to_string());
-                Ok(Outcome::emit(document).and(outcome(delivery, OutcomeKind::Accepted, Some(revision), warning)))
-            }
-            Err(failed) => {
-                count("", failed.class());
-                let reason = failed.to_string();
-                tracing::info!(
-                    tenant = %request.tenant, document = %request.document, %revision, lane = %delivery.at.lane,
-                    offset = delivery.at.offset, class = failed.class(), reason, "document rejected"
-                );
-                let rejected = outcome(delivery, OutcomeKind::Rejected, None, Some(reason.clone()));
-                Ok(Outcome::reject(Failure::new(failed.class(), reason)).and(rejected))
-            }
+        let case = Case { delivery, state, revision, window: self.idempotency_window };
+        let known = match case.open()? {
+            Opened::Decided(outcome) => return Ok(outcome),
+            Opened::Open(known) => known,
+        };
+        if delivery.record().action == Action::Delete {
+            return match known.map(|known| known.standing) {
+                Some(Standing::Deleted { revision: since }) => case.deleted_already(since),
+                _ => case.accept(new_document(delivery, revision), None),
+            };
+        }
+        match self.wanted(delivery, revision, known.as_ref()).await? {
+            Ok(Wanted::Change(document, warning)) => case.accept(*document, warning),
+            Ok(Wanted::Same { hash, since }) => case.unchanged(hash, since),
+            Err(Failed::Later(class, reason)) => Ok(case.retry_later(class, reason)),
+            Err(failed) => case.reject(failed.class(), failed.to_string()),
         }
     }
 
-    /// The offset in `requests` at first delivery. A record that returns lies elsewhere and brings its revision along;
-    /// in `requests` itself that header counts for nothing, since producers may set it.
+    /// Placed by the offset in `requests` at first delivery. A record that returns lies elsewhere and brings along where
+    /// it lay, or its revision itself; in `requests`, headers count for nothing, since producers may set them. The
+    /// runner notes the origin of whatever leaves `requests`, so a revision that a producer made up loses to it.
     fn revision(&self, delivery: &Delivery<DocumentRequest>) -> Result<Revision, Failure> {
         let invalid = |reason: String| Failure::new(failure_class::INVALID, reason);
-        if *delivery.at.topic == *self.requests {
-            return Revision::new(0, delivery.at.offset).map_err(|error| invalid(error.to_string()));
+        let number = |name| delivery.headers.text(name).and_then(|text| text.parse::<i64>().ok());
+        let offset = if *delivery.at.topic == *self.requests {
+            Some(delivery.at.offset)
+        } else {
+            let origin = delivery.headers.text(header::DLQ_TOPIC);
+            number(header::DLQ_OFFSET).filter(|_| origin == Some(self.requests.as_str()))
+        };
+        match offset {
+            Some(offset) => Revision::new(0, offset).map_err(|error| invalid(error.to_string())),
+            None => number(header::REVISION).map(Revision::from_ordinal).ok_or_else(|| {
+                invalid(format!("a record that returns must carry its revision in {}", header::REVISION))
+            }),
         }
-        let ordinal = delivery.headers.text(header::REVISION).and_then(|text| text.parse().ok());
-        let missing = || invalid(format!("a record that returns must carry its revision in {}", header::REVISION));
-        ordinal.map(Revision::from_ordinal).ok_or_else(missing)
     }
 
-    /// The document of a request, and a warning if a part of it could not be read.
-    async fn document(
+    /// What the request makes of its document. What did not change is not extracted.
+    async fn wanted(
         &self,
         delivery: &Delivery<DocumentRequest>,
         revision: Revision,
-    ) -> Result<Result<(Document, Option<String>), Failed>, StageError> {
+        known: Option<&Remembered>,
+    ) -> Result<Result<Wanted, Failed>, StageError> {
         let request = delivery.record();
-        let mut document = Document {
-            tenant: request.tenant.clone(),
-            document: request.document.clone(),
-            revision,
-            request_id: request.request_id.clone(),
-            deleted: request.action == Action::Delete,
-            title: None,
-            text: String::new(),
-            blocks: Vec::new(),
-            content_hash: String::new(),
-            content_type: String::new(),
-            extractor: EXTRACTOR.to_owned(),
-            metadata: request.metadata.clone(),
-            requested_at: if request.created_at > 0 { request.created_at } else { delivery.timestamp },
-        };
-        if document.deleted {
-            return Ok(Ok((document, None)));
-        }
-        let hint = Hint { content_type: request.content_type.clone(), name: request.document.as_str().to_owned() };
-        let extracted = match (&request.content, &request.content_uri) {
-            (Some(content), None) => {
-                document.content_hash = content_hash(content, request);
-                self.text(content, &hint).await?
-            }
-            (None, Some(uri)) => {
-                // The fetched bytes keep their place among the few that may be in memory until they are text.
-                match self.claims.fetch(uri, self.limits.max_bytes).await {
-                    Ok(fetched) => {
-                        document.content_hash = content_hash(&fetched.bytes, request);
-                        self.text(&fetched.bytes, &hint).await?
-                    }
-                    Err(FetchError::Unavailable(reason)) => {
-                        return Err(StageError::unavailable("object-store", reason));
-                    }
-                    Err(FetchError::Refused(refusal)) => Err(refusal),
-                    Err(FetchError::Claim { class, reason }) => return Ok(Err(Failed::Claim(class, reason))),
+        // Fetched bytes keep their place among the few that may be in memory until they are text.
+        let fetched;
+        let content = match (&request.content, &request.content_uri) {
+            (Some(content), None) => content.as_slice(),
+            (None, Some(uri)) => match self.claims.fetch(uri, self.limits.max_bytes).await {
+                Ok(found) => {
+                    fetched = found;
+                    fetched.bytes.as_slice()
                 }
-            }
+                Err(FetchError::Unavailable(reason)) => return Err(StageError::unavailable("object-store", reason)),
+                Err(FetchError::Later { class, reason }) => return Ok(Err(Failed::Later(class, reason))),
+                Err(FetchError::Refused(refusal)) => return Ok(Err(refusal.into())),
+                Err(FetchError::Claim { class, reason }) => return Ok(Err(Failed::Claim(class, reason))),
+            },
             (Some(_), Some(_)) => {
                 return Ok(Err(Failed::Invalid("the request has both content and content_uri: send one".into())));
             }
@@ -168,15 +169,27 @@ impl Extract {
                 return Ok(Err(Failed::Invalid(reason.into())));
             }
         };
-        let extracted = match extracted {
+        let hash = content_hash(content, request);
+        if let Some(Standing::Stored { hash: stored, revision: since }) = known.map(|known| &known.standing) {
+            if *stored == hash {
+                return Ok(Ok(Wanted::Same { hash, since: *since }));
+            }
+        }
+        let hint = Hint { content_type: request.content_type.clone(), name: request.document.as_str().to_owned() };
+        let extracted = match self.text(content, &hint).await? {
             Ok(extracted) => extracted,
             Err(refusal) => return Ok(Err(refusal.into())),
         };
-        document.content_type = extracted.format.media_type().to_owned();
-        document.title = request.title.clone().filter(|title| !title.trim().is_empty()).or(extracted.title);
-        document.text = extracted.text;
-        document.blocks = extracted.blocks;
-        Ok(self.fits(&document).map(|()| (document, extracted.warning)).map_err(Failed::from))
+        let document = Document {
+            content_hash: hash,
+            content_type: extracted.format.media_type().to_owned(),
+            title: request.title.clone().filter(|title| !title.trim().is_empty()).or(extracted.title),
+            text: extracted.text,
+            blocks: extracted.blocks,
+            ..new_document(delivery, revision)
+        };
+        let warning = extracted.warning;
+        Ok(self.fits(&document).map(|()| Wanted::Change(Box::new(document), warning)).map_err(Failed::from))
     }
 
     /// Extracts in this process what is harmless, in another one what is not.
@@ -229,37 +242,43 @@ impl Extract {
 impl Stage for Extract {
     type Input = DocumentRequest;
 
+    const STATEFUL: bool = true;
+
     async fn process(&mut self, batch: Batch<'_, DocumentRequest>) -> Result<Vec<Outcome>, StageError> {
         let this = &*self;
-        let mut all = Vec::with_capacity(batch.len());
-        for delivery in batch.iter() {
-            all.push(this.extract(delivery));
+        let state = batch.state();
+        let mut decided = Vec::with_capacity(batch.len());
+        for wave in waves(batch.iter()) {
+            let mut all = Vec::with_capacity(wave.len());
+            for (place, delivery) in wave {
+                all.push(async move { this.decide(delivery, state).await.map(|outcome| (place, outcome)) });
+            }
+            // What runs at once is bounded where it costs something: by the pool and by the fetches.
+            decided.extend(try_join_all(all).await?);
         }
-        // What runs at once is bounded where it costs something: by the pool and by the fetches.
-        try_join_all(all).await
+        decided.sort_unstable_by_key(|(place, _)| *place);
+        Ok(decided.into_iter().map(|(_, outcome)| outcome).collect())
     }
 }
 
-/// Says of a request what became of it. The time is that of the request's record, so that the same delivery always
-/// gives the same answer.
-fn outcome(
-    delivery: &Delivery<DocumentRequest>,
-    kind: OutcomeKind,
-    revision: Option<Revision>,
-    reason: Option<String>,
-) -> Output {
+/// The document of a request before its content is known; for a deletion, all of it.
+fn new_document(delivery: &Delivery<DocumentRequest>, revision: Revision) -> Document {
     let request = delivery.record();
-    let record = RequestOutcome {
-        request_id: request.request_id.clone(),
+    Document {
         tenant: request.tenant.clone(),
         document: request.document.clone(),
-        outcome: kind,
-        reason,
         revision,
-        at: delivery.timestamp,
-    };
-    Output::new(Topic::REQUEST_OUTCOMES, request.request_id.as_str(), record)
-        .with_header(header::TENANT, request.tenant.as_str())
+        request_id: request.request_id.clone(),
+        deleted: request.action == Action::Delete,
+        title: None,
+        text: String::new(),
+        blocks: Vec::new(),
+        content_hash: String::new(),
+        content_type: String::new(),
+        extractor: EXTRACTOR.to_owned(),
+        metadata: request.metadata.clone(),
+        requested_at: if request.created_at > 0 { request.created_at } else { delivery.timestamp },
+    }
 }
 
 /// Everything that decides what the document becomes.
@@ -275,20 +294,4 @@ fn content_hash(bytes: &[u8], request: &DocumentRequest) -> String {
         parts.push(value.as_bytes());
     }
     hex::encode(length_prefixed_hash(&parts))
-}
-
-fn count(media_type: &str, result: &'static str) {
-    let format = match media_type {
-        "" => "unknown",
-        known => known_label(known),
-    };
-    metrics::counter!(metric::DOCUMENTS, "format" => format, "result" => result).increment(1);
-}
-
-fn known_label(media_type: &str) -> &'static str {
-    use formats::Format::{Csv, Docx, Html, Json, JsonLines, Markdown, Pdf, Plain};
-    [Plain, Markdown, Html, Pdf, Docx, Json, JsonLines, Csv]
-        .into_iter()
-        .find(|format| format.media_type() == media_type)
-        .map_or("unknown", formats::Format::label)
 }

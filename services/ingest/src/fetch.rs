@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use object_store::aws::AmazonS3Builder;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, RetryConfig};
@@ -21,12 +22,21 @@ use crate::metric;
 const NOT_ALLOWED: &str = "uri-not-allowed";
 const NOT_FOUND: &str = "uri-not-found";
 const DENIED: &str = "uri-denied";
+const REFUSED: &str = "uri-refused";
+const FAILING: &str = "uri-failing";
 
 /// Why a document was not fetched.
 #[derive(Debug)]
 pub enum FetchError {
-    /// Its store is not there; the document may be fine.
+    /// Its store is not there at all; the document may be fine.
     Unavailable(String),
+    /// Its store is there, but failed or took too long over this document; others may be fine.
+    Later {
+        /// Class of the failure.
+        class: &'static str,
+        /// What happened.
+        reason: String,
+    },
     /// The document itself is refused.
     Refused(Refusal),
     /// The claim leads nowhere.
@@ -200,16 +210,57 @@ async fn download(store: &dyn ObjectStore, path: &Path, uri: &str, max_bytes: us
     Ok(bytes)
 }
 
-/// Whose fault it is: the claim's, or the store's.
+/// Whose fault it is: the claim's, that of the store for this document, or that of a store that is not there.
 fn explain(error: Error, uri: &str) -> FetchError {
+    let shown: String = uri.chars().take(200).collect();
     match error {
         Error::NotFound { .. } | Error::InvalidPath { .. } => not_found(uri),
-        Error::PermissionDenied { .. } => {
-            let shown: String = uri.chars().take(200).collect();
+        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
             let reason =
                 format!("the service may not read content_uri {shown:?}: grant it the right, or send the content");
             FetchError::Claim { class: DENIED, reason }
         }
-        error => FetchError::Unavailable(error.to_string()),
+        error => match Answer::of(&error) {
+            Answer::Status(408 | 429 | 500..=599) | Answer::Broken => {
+                let error: String = error.to_string().chars().take(300).collect();
+                let reason = format!("the store of content_uri {shown:?} failed: {error}");
+                FetchError::Later { class: FAILING, reason }
+            }
+            Answer::Status(status @ 400..=499) => {
+                let reason = format!("the store of content_uri {shown:?} refused the request with status {status}");
+                FetchError::Claim { class: REFUSED, reason }
+            }
+            Answer::Status(_) | Answer::None => FetchError::Unavailable(error.to_string()),
+        },
+    }
+}
+
+/// What a store said when it did not give a document.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// This HTTP status.
+    Status(u16),
+    /// Too little or too late: a timeout, a connection that broke.
+    Broken,
+    /// Nothing: nobody listens, or it is not a store one talks to.
+    None,
+}
+
+impl Answer {
+    fn of(error: &Error) -> Self {
+        /// How object_store words a status; it does not export the type of that error.
+        const STATUS: &str = "Server returned non-2xx status code: ";
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            if let Some(error) = error.downcast_ref::<HttpError>() {
+                return if error.kind() == HttpErrorKind::Connect { Self::None } else { Self::Broken };
+            }
+            let status = error.to_string().strip_prefix(STATUS).and_then(|rest| rest.get(..3)?.parse().ok());
+            if let Some(status) = status {
+                return Self::Status(status);
+            }
+            cause = error.source();
+        }
+        Self::None
     }
 }

@@ -2,6 +2,8 @@
 
 use weir_contracts::{MetricDef, MetricKind};
 
+use crate::formats::Format;
+
 /// Documents by what they were found to be and what became of them.
 pub const DOCUMENTS: &str = "weir_ingest_documents_total";
 /// Raw bytes of documents.
@@ -23,8 +25,8 @@ pub const METRICS: &[MetricDef] = &[
         name: DOCUMENTS,
         kind: MetricKind::Counter,
         labels: &["format", "result"],
-        help: "Documents, by format found (unknown if none was) and result: accepted, deleted, or the class of the \
-               failure.",
+        help: "Requests for documents, by format found (unknown if none was) and result: accepted, deleted, duplicate, \
+               repeat (of an idempotency key), superseded, retry, or the class of the failure.",
     },
     MetricDef {
         name: BYTES,
@@ -58,3 +60,13 @@ pub const METRICS: &[MetricDef] = &[
         help: "Seconds to fetch a document that does not travel in its record.",
     },
 ];
+
+/// Counts a request for a document whose content was found to be of this type; an empty one if none was looked at.
+pub(crate) fn count_document(media_type: &str, result: &'static str) {
+    use Format::{Csv, Docx, Html, Json, JsonLines, Markdown, Pdf, Plain};
+    let format = [Plain, Markdown, Html, Pdf, Docx, Json, JsonLines, Csv]
+        .into_iter()
+        .find(|format| format.media_type() == media_type)
+        .map_or("unknown", Format::label);
+    metrics::counter!(DOCUMENTS, "format" => format, "result" => result).increment(1);
+}

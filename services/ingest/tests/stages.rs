@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -15,7 +16,7 @@ use weir_contracts::{
 };
 use weir_ingest::pool::WorkerCommand;
 use weir_ingest::{Config, Extract, Route, worker};
-use weir_stage::{Batch, Coordinates, Delivery, Headers, Outcome, Output, Stage, StageError};
+use weir_stage::{Batch, Coordinates, Delivery, Headers, MemoryState, Outcome, Output, Stage, StageError};
 
 fn request() -> DocumentRequest {
     DocumentRequest {
@@ -47,7 +48,7 @@ fn stage(config: &Config) -> Extract {
 }
 
 async fn extract_one(config: &Config, delivery: Delivery<DocumentRequest>) -> Result<Outcome, StageError> {
-    let outcomes = stage(config).process(Batch::new(&[delivery])).await?;
+    let outcomes = stage(config).process(Batch::with_state(&[delivery], &MemoryState::default())).await?;
     Ok(outcomes.into_iter().next().unwrap())
 }
 
@@ -137,8 +138,10 @@ async fn one_bad_document_does_not_stop_the_others() {
         ..request()
     };
     let image = DocumentRequest { content: Some(b"\x89PNG\r\n\x1a\n\0\0\0\0".to_vec()), ..request() };
-    let deliveries = [delivery(page("one")), delivery(image), delivery(page("two"))];
-    let outcomes = stage(&config()).process(Batch::new(&deliveries)).await.unwrap();
+    let mut deliveries = [delivery(page("one")), delivery(image), delivery(page("two"))];
+    deliveries[1].at.offset = 18;
+    deliveries[2].at.offset = 19;
+    let outcomes = stage(&config()).process(Batch::with_state(&deliveries, &MemoryState::default())).await.unwrap();
     assert_eq!(accepted(&outcomes[0]).0.text, "one");
     let (class, reason) = rejected(&outcomes[1]);
     assert_eq!(class, "binary");
@@ -213,6 +216,17 @@ async fn store(State(objects): State<Arc<BTreeMap<String, Vec<u8>>>>, request: R
     if path.ends_with("/down.txt") {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
+    if path.ends_with("/busy.txt") {
+        return StatusCode::TOO_MANY_REQUESTS.into_response();
+    }
+    if path.ends_with("/odd.txt") {
+        return (StatusCode::BAD_REQUEST, "Server returned non-2xx status code: 503").into_response();
+    }
+    if path.ends_with("/short.txt") {
+        let parts = futures::stream::iter([Ok(vec![b'x'; 10]), Err(std::io::Error::other("gone"))]);
+        let headers = [("content-length", "100"), ("last-modified", "Tue, 01 Jul 2025 10:00:00 GMT")];
+        return (headers, Body::from_stream(parts)).into_response();
+    }
     if path.ends_with("/denied.txt") || !request.headers().contains_key("authorization") {
         return StatusCode::FORBIDDEN.into_response();
     }
@@ -226,7 +240,7 @@ async fn store(State(objects): State<Arc<BTreeMap<String, Vec<u8>>>>, request: R
 }
 
 #[tokio::test]
-async fn claims_in_s3_are_fetched_and_a_store_that_is_down_is_not_the_documents_fault() {
+async fn claims_in_s3_are_fetched_and_a_store_that_fails_is_not_the_documents_fault() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let objects = BTreeMap::from([
         ("bucket/in/mill.txt".to_owned(), b"The mill turns.".to_vec()),
@@ -256,14 +270,22 @@ async fn claims_in_s3_are_fetched_and_a_store_that_is_down_is_not_the_documents_
         ("s3://bucket/in/none.txt", "uri-not-found"),
         ("s3://bucket/in/large.txt", "too-large"),
         ("s3://bucket/in/denied.txt", "uri-denied"),
+        ("s3://bucket/in/odd.txt", "uri-refused"),
         ("s3://bucket/out/mill.txt", "uri-not-allowed"),
         ("s3://other/in/mill.txt", "uri-not-allowed"),
     ] {
         let (found, reason) = rejected(&extract_one(&config, claim(uri)).await.unwrap());
         assert_eq!(found, class, "{uri}: {reason}");
     }
-    let error = extract_one(&config, claim("s3://bucket/in/down.txt")).await.unwrap_err();
-    assert!(matches!(error, StageError::Unavailable { dependency: "object-store", .. }), "{error}");
+    // It answers, so others need not wait; what it says when that was the last try is prepared.
+    for uri in ["s3://bucket/in/down.txt", "s3://bucket/in/busy.txt", "s3://bucket/in/short.txt"] {
+        let outcome = extract_one(&config, claim(uri)).await.unwrap();
+        let Outcome::RetryLater { failure, last_words } = &outcome else { panic!("{uri}: {outcome:?}") };
+        assert_eq!(failure.class, "uri-failing", "{failure:?}");
+        let told: RequestOutcome = decoded(&last_words[0]);
+        assert_eq!((told.outcome, told.reason.as_deref()), (OutcomeKind::Rejected, Some(failure.message.as_str())));
+    }
+    // Nobody listens: all would fail, so all wait.
     server.abort();
     let error = extract_one(&config, claim("s3://bucket/in/mill.txt")).await.unwrap_err();
     assert!(matches!(error, StageError::Unavailable { dependency: "object-store", .. }), "{error}");

@@ -1,31 +1,18 @@
 //! Reads dead letters: what was rejected, where it came from, and what is in it.
 
-use std::time::Duration;
-
 use apache_avro::types::Value as Avro;
-use color_eyre::eyre::WrapErr;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use weir_contracts::{DocumentId, Raw, TenantId, header, unframe};
-use weir_runner::Registry;
-use weir_stage::Delivery;
+use weir_contracts::{DocumentId, TenantId, unframe};
+use weir_runner::{DeadLetter, DeadLetters, Filter, Parked, Registry};
 
 use crate::context::Context;
 use crate::ledger::Ledger;
-use crate::pipeline::{self, StageDef};
-use crate::progress::age_of;
+use crate::pipeline;
 use crate::tail;
 
 /// Bytes that are not text are shown up to this many.
 const BYTES_SHOWN: usize = 4_096;
-
-/// A record that was rejected.
-#[derive(Debug, Clone)]
-pub struct DeadLetter {
-    /// Stage that rejected it.
-    pub stage: &'static str,
-    delivery: Delivery<Raw>,
-}
 
 /// What is said of a dead letter in a list.
 #[derive(Debug, Clone, Serialize)]
@@ -33,74 +20,67 @@ pub struct Summary {
     /// Its id.
     pub id: String,
     /// Stage that rejected it.
-    pub stage: &'static str,
+    pub stage: String,
     /// Class of the failure.
     pub class: String,
     /// Why it was rejected.
     pub message: String,
     /// Tenant, where a header says it.
     pub tenant: Option<String>,
+    /// Document, where its key says it.
+    pub document: Option<String>,
     /// Where it was read from: topic/partition@offset.
     pub origin: String,
     /// When it was rejected, milliseconds since the Unix epoch, UTC.
     pub at: i64,
     /// How often it was replayed.
     pub replays: u32,
+    /// Why it is parked, and since when, if it is.
+    pub parked: Option<Parked>,
+    /// Bytes of the record.
+    pub bytes: usize,
 }
 
-impl DeadLetter {
-    fn text(&self, name: &str) -> Option<&str> {
-        self.delivery.headers.text(name)
-    }
-
-    /// Its id: the header's, or the key.
+impl Summary {
+    /// What is said of this one.
     #[must_use]
-    pub fn id(&self) -> String {
-        let key = || self.delivery.key.as_deref().map(|key| String::from_utf8_lossy(key).into_owned());
-        self.text(header::DEAD_LETTER).map(str::to_owned).or_else(key).unwrap_or_default()
-    }
-
-    /// What is said of it in a list.
-    #[must_use]
-    pub fn summary(&self) -> Summary {
-        let or_unknown = |name| self.text(name).unwrap_or("?");
-        Summary {
-            id: self.id(),
-            stage: self.stage,
-            class: or_unknown(header::ERROR_CLASS).to_owned(),
-            message: self.text(header::DLQ_MESSAGE).unwrap_or_default().to_owned(),
-            tenant: self.text(header::TENANT).map(str::to_owned),
-            origin: format!(
-                "{}/{}@{}",
-                or_unknown(header::DLQ_TOPIC),
-                or_unknown(header::DLQ_PARTITION),
-                or_unknown(header::DLQ_OFFSET)
-            ),
-            at: self.text(header::DEAD_LETTER_AT).and_then(|at| at.parse().ok()).unwrap_or(self.delivery.timestamp),
-            replays: self.text(header::REPLAYS).and_then(|count| count.parse().ok()).unwrap_or(0),
+    pub fn of(letter: &DeadLetter) -> Self {
+        Self {
+            id: letter.id(),
+            stage: letter.stage.to_string(),
+            class: letter.class().unwrap_or("?").to_owned(),
+            message: letter.message().to_owned(),
+            tenant: letter.tenant().map(str::to_owned),
+            document: letter.document().map(str::to_owned),
+            origin: letter.origin(),
+            at: letter.rejected_at(),
+            replays: letter.replays(),
+            parked: letter.parked(),
+            bytes: letter.size,
         }
     }
 
-    /// How long ago it was rejected.
+    /// The beginning of its id, enough to name it.
     #[must_use]
-    pub fn age(&self) -> Duration {
-        age_of(self.summary().at)
+    pub fn short_id(&self) -> String {
+        self.id.chars().take(12).collect()
     }
+}
 
-    /// Its headers, those that are not text as hex.
-    pub fn headers(&self) -> impl Iterator<Item = (&str, String)> {
-        self.delivery.headers.0.iter().map(|(name, value)| {
-            let shown = std::str::from_utf8(value).map_or_else(|_| format!("0x{}", hex::encode(value)), str::to_owned);
-            (name.as_str(), shown)
-        })
-    }
+/// The headers of a dead letter, those that are not text as hex.
+pub fn headers(letter: &DeadLetter) -> impl Iterator<Item = (&str, String)> {
+    letter.headers.0.iter().map(|(name, value)| {
+        let shown = std::str::from_utf8(value).map_or_else(|_| format!("0x{}", hex::encode(value)), str::to_owned);
+        (name.as_str(), shown)
+    })
+}
 
-    /// What is in it: decoded with its writer's schema where that works, else the bytes as they are.
-    pub async fn payload(&self, registry: &Registry) -> Payload {
-        match decode(registry, &self.delivery.record.0).await {
-            Ok((schema, value)) => Payload::Decoded { schema, value },
-            Err(reason) => Payload::Bytes { reason, bytes: self.delivery.record.0.clone() },
-        }
+/// What is in it: decoded with its writer's schema where that works, else the bytes as they are.
+pub async fn payload(letter: &DeadLetter, registry: &Registry) -> Payload {
+    let bytes = letter.value().unwrap_or_default();
+    match decode(registry, bytes).await {
+        Ok((schema, value)) => Payload::Decoded { schema, value },
+        Err(reason) => Payload::Bytes { reason, bytes: bytes.to_vec() },
     }
 }
 
@@ -123,24 +103,17 @@ pub enum Payload {
     },
 }
 
-/// The dead letters of these stages, oldest first.
+/// The outstanding dead letters of these stages that the filter means, oldest first, without their records.
 ///
 /// # Errors
 /// When Kafka can't be read.
-pub async fn read(
-    context: &Context,
-    registry: &Registry,
-    stages: impl Iterator<Item = &'static StageDef>,
-) -> color_eyre::Result<Vec<DeadLetter>> {
-    let reads = stages.map(|stage| async move {
-        let letters = tail::read_all::<Raw>(context, registry, stage.dead_letters).await;
-        letters
-            .map(|letters| letters.into_iter().map(|delivery| DeadLetter { stage: stage.name, delivery }).collect())
-            .wrap_err_with(|| format!("can't read the dead letters of {}", stage.name))
+pub async fn list(context: &Context, stages: &[String], filter: &Filter) -> color_eyre::Result<Vec<DeadLetter>> {
+    let lists = stages.iter().map(|stage| async move {
+        let all = DeadLetters::of(&context.kafka, stage);
+        tail::settled(|| all.list(filter.clone())).await
     });
-    let letters: Vec<Vec<DeadLetter>> = futures::future::try_join_all(reads).await?;
-    let mut letters: Vec<_> = letters.into_iter().flatten().collect();
-    letters.sort_by_key(|letter| letter.summary().at);
+    let mut letters: Vec<_> = futures::future::try_join_all(lists).await?.into_iter().flatten().collect();
+    letters.sort_by_key(DeadLetter::rejected_at);
     Ok(letters)
 }
 
@@ -149,13 +122,18 @@ pub async fn read(
 /// # Errors
 /// When Kafka can't be read.
 pub async fn mark(context: &Context, registry: &Registry, ledger: &mut Ledger) -> color_eyre::Result<()> {
-    for letter in read(context, registry, pipeline::stages()).await? {
-        let Payload::Decoded { value, .. } = letter.payload(registry).await else { continue };
-        let field = |name| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let request = weir_contracts::RequestId::parse(field("request_id"));
-        let (tenant, document) = (TenantId::parse(field("tenant")), DocumentId::parse(field("document")));
-        if let (Ok(request), Ok(_), Ok(_)) = (request, tenant, document) {
-            ledger.failed(&request, letter.stage, letter.summary().message);
+    for stage in pipeline::stages() {
+        let all = DeadLetters::of(&context.kafka, stage.name);
+        let mut whole = all.read(tail::settled(|| all.list(Filter::default())).await?);
+        while let Some(letter) = whole.recv().await {
+            let letter = letter?;
+            let Payload::Decoded { value, .. } = payload(&letter, registry).await else { continue };
+            let field = |name| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let request = weir_contracts::RequestId::parse(field("request_id"));
+            let (tenant, document) = (TenantId::parse(field("tenant")), DocumentId::parse(field("document")));
+            if let (Ok(request), Ok(_), Ok(_)) = (request, tenant, document) {
+                ledger.failed(&request, stage.name, letter.message().to_owned());
+            }
         }
     }
     Ok(())

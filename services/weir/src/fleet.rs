@@ -213,6 +213,12 @@ pub fn logs(data: &Path) -> PathBuf {
     data.join("logs")
 }
 
+/// Where services keep the state of their lanes: in the folder of the cluster that is the truth behind it.
+#[must_use]
+pub fn lane_state(data: &Path) -> PathBuf {
+    data.join("lane-state")
+}
+
 /// The last lines of a log, for an error message.
 #[must_use]
 pub fn last_lines(log: &Path, count: usize) -> String {

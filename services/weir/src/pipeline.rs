@@ -20,12 +20,10 @@ pub struct StageDef {
     pub name: &'static str,
     /// What it reads.
     pub input: Topic,
-    /// Where its dead letters are.
-    pub dead_letters: Topic,
 }
 
-const fn stage(name: &'static str, input: Topic, dead_letters: &'static str) -> StageDef {
-    StageDef { name, input, dead_letters: Topic::custom(dead_letters) }
+const fn stage(name: &'static str, input: Topic) -> StageDef {
+    StageDef { name, input }
 }
 
 /// The six services, in the order in which records flow.
@@ -33,23 +31,17 @@ pub const SERVICES: &[ServiceDef] = &[
     ServiceDef {
         name: "ingest",
         port: 9101,
-        stages: &[
-            stage("route-documents", Topic::DOCUMENT_REQUESTS, "dlq.route-documents"),
-            stage("extract", Topic::REQUESTS, "dlq.extract"),
-        ],
+        stages: &[stage("route-documents", Topic::DOCUMENT_REQUESTS), stage("extract", Topic::REQUESTS)],
     },
-    ServiceDef { name: "chunk", port: 9102, stages: &[stage("chunk", Topic::DOCUMENTS, "dlq.chunk")] },
-    ServiceDef { name: "embed", port: 9103, stages: &[stage("embed", Topic::CHUNKS, "dlq.embed")] },
-    ServiceDef { name: "index", port: 9104, stages: &[stage("index", Topic::EMBEDDINGS, "dlq.index")] },
+    ServiceDef { name: "chunk", port: 9102, stages: &[stage("chunk", Topic::DOCUMENTS)] },
+    ServiceDef { name: "embed", port: 9103, stages: &[stage("embed", Topic::CHUNKS)] },
+    ServiceDef { name: "index", port: 9104, stages: &[stage("index", Topic::EMBEDDINGS)] },
     ServiceDef {
         name: "generate",
         port: 9105,
-        stages: &[
-            stage("route-questions", Topic::QUESTIONS, "dlq.route-questions"),
-            stage("answer", Topic::ASKS, "dlq.answer"),
-        ],
+        stages: &[stage("route-questions", Topic::QUESTIONS), stage("answer", Topic::ASKS)],
     },
-    ServiceDef { name: "eval", port: 9106, stages: &[stage("eval", Topic::ANSWERS, "dlq.eval")] },
+    ServiceDef { name: "eval", port: 9106, stages: &[stage("eval", Topic::ANSWERS)] },
 ];
 
 /// Every stage, in the order in which records flow.
@@ -61,16 +53,4 @@ pub fn stages() -> impl Iterator<Item = &'static StageDef> {
 #[must_use]
 pub fn service(name: &str) -> Option<&'static ServiceDef> {
     SERVICES.iter().find(|service| service.name == name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dead_letters_of_a_stage_are_in_the_topic_named_for_it() {
-        for stage in stages() {
-            assert_eq!(stage.dead_letters.name(), weir_contracts::dead_letter_topic(stage.name));
-        }
-    }
 }

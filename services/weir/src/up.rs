@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use color_eyre::eyre::{WrapErr, bail, eyre};
 use serde_json::json;
+use toml::{Table, Value};
 use weir_models::ModelConfig;
 use weir_stack::{Endpoints, Phase, ProcessId};
 use weir_vectors::QdrantConfig;
@@ -131,11 +132,22 @@ pub fn plan(context: &Context, counts: &BTreeMap<String, u16>, ports: Ports) -> 
 /// One file for all services; it may hold passwords, so only its owner reads it.
 fn write_config(context: &Context) -> color_eyre::Result<PathBuf> {
     let path = fleet::folder(&context.data).join("config.toml");
-    let text = toml::to_string_pretty(context.sections()).wrap_err("the configuration can't be written as TOML")?;
+    let sections = with_state_folder(context.sections().clone(), &context.data);
+    let text = toml::to_string_pretty(&sections).wrap_err("the configuration can't be written as TOML")?;
     let file = File::options().create(true).write(true).truncate(true).mode(0o600).open(&path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .wrap_err_with(|| format!("can't write {}", path.display()))?;
     Ok(path)
+}
+
+/// State is kept with the rest of the data, unless the user says where.
+fn with_state_folder(mut sections: Table, data: &Path) -> Table {
+    let runner = sections.entry("runner").or_insert_with(|| Value::Table(Table::new()));
+    if let Some(runner) = runner.as_table_mut() {
+        let folder = fleet::lane_state(data).display().to_string();
+        runner.entry("state_dir").or_insert(Value::String(folder));
+    }
+    sections
 }
 
 /// Starts the supervisor of the services as a process that outlives this one.
@@ -274,4 +286,23 @@ fn print_summary(context: &Context, state: &FleetState, endpoints: &Endpoints) -
         println!("  {command:<width$}  {}", ink.dim(what));
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_lies_in_the_data_folder_unless_the_user_says_where() {
+        let data = Path::new("/data/weir");
+        let folder = |text: &str| {
+            let sections = with_state_folder(text.parse().unwrap(), data);
+            (sections["runner"]["state_dir"].as_str().unwrap().to_owned(), sections)
+        };
+        assert_eq!(folder("").0, "/data/weir/lane-state");
+        let (state, sections) = folder("[runner]\nlinger_ms = 5");
+        assert_eq!((state.as_str(), sections["runner"]["linger_ms"].as_integer()), ("/data/weir/lane-state", Some(5)));
+        assert_eq!(folder("[runner]\nstate_dir = \"/fast\"").0, "/fast");
+    }
 }

@@ -12,6 +12,10 @@ pub mod header {
     pub const REVISION: &str = "weir-revision";
     /// How often the record was tried before, from 1.
     pub const ATTEMPT: &str = "weir-attempt";
+    /// Stage that a delayed record returns to.
+    pub const STAGE: &str = "weir-stage";
+    /// When the record failed first, milliseconds since the Unix epoch.
+    pub const FIRST_FAILURE_AT: &str = "weir-first-failure-at";
     /// When a delayed record is due, milliseconds since the Unix epoch.
     pub const NOT_BEFORE: &str = "weir-not-before";
     /// When the result is of no use any more, milliseconds since the Unix epoch.
@@ -26,6 +30,10 @@ pub mod header {
     pub const DEAD_LETTER_KEY: &str = "weir-dead-letter-key";
     /// How often the dead letter was replayed.
     pub const REPLAYS: &str = "weir-replays";
+    /// Why the dead letter is parked: replaying many passes it over until somebody has looked at it.
+    pub const PARKED: &str = "weir-parked";
+    /// When it was parked, milliseconds since the Unix epoch.
+    pub const PARKED_AT: &str = "weir-parked-at";
     /// Topic the dead letter was read from (KIP-1191).
     pub const DLQ_TOPIC: &str = "__dlq.errors.topic";
     /// Its partition (KIP-1191).

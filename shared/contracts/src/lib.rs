@@ -26,7 +26,10 @@ pub use records::{
     Question, RequestOutcome, Tenant, Tier, Usage,
 };
 pub use revision::{InvalidRevision, Revision};
-pub use topics::{Cleanup, DEFAULT_LANES, DEFAULT_PREFIX, Partitions, Topic, TopicNames, dead_letter_topic};
+pub use topics::{
+    Cleanup, DEFAULT_LANES, DEFAULT_PREFIX, Partitions, RETRY_TIERS, RETURNING, Topic, TopicNames, again_of,
+    again_topic, dead_letter_topic,
+};
 pub use wire::{FrameError, frame, unframe};
 
 /// Every schema in `schemas/`, by file name without `.avsc`.

@@ -67,6 +67,34 @@ pub fn dead_letter_topic(stage: &str) -> String {
     format!("dlq.{stage}")
 }
 
+/// Name, without prefix, of the topic through which records return to a stage from retry and replay.
+#[must_use]
+pub fn again_topic(stage: &str) -> String {
+    format!("{stage}.again")
+}
+
+/// Stages that records return to, and the topics they return through.
+pub const RETURNING: [(&str, Topic); 8] = [
+    ("route-documents", Topic("route-documents.again")),
+    ("extract", Topic("extract.again")),
+    ("chunk", Topic("chunk.again")),
+    ("embed", Topic("embed.again")),
+    ("index", Topic("index.again")),
+    ("route-questions", Topic("route-questions.again")),
+    ("answer", Topic("answer.again")),
+    ("eval", Topic("eval.again")),
+];
+
+/// The topic through which records return to a stage of the pipeline.
+#[must_use]
+pub fn again_of(stage: &str) -> Option<Topic> {
+    RETURNING.iter().find(|(name, _)| *name == stage).map(|(_, topic)| *topic)
+}
+
+/// Topics in which records wait before they are tried again, with their delays in milliseconds.
+pub const RETRY_TIERS: [(Topic, u64); 4] =
+    [(Topic("retry.1s"), 1_000), (Topic("retry.2s"), 2_000), (Topic("retry.4s"), 4_000), (Topic("retry.8s"), 8_000)];
+
 /// Turns a topic into its name on the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicNames {

@@ -22,6 +22,9 @@ use crate::transaction::{TransactionError, TransactionalProducer};
 /// Version of what is written into the commit metadata.
 const METADATA_VERSION: &str = "w1";
 
+/// Next offset of each partition that was read.
+pub(crate) type Positions = BTreeMap<(Arc<str>, Lane), i64>;
+
 /// Whether the records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verified {
@@ -36,7 +39,6 @@ pub(crate) enum Verified {
 pub(crate) struct Committer {
     pub(crate) stage: &'static str,
     pub(crate) group: String,
-    pub(crate) input: Arc<str>,
     pub(crate) dead_letters: Arc<str>,
     /// The topic behind the state of the lanes, for stages that keep some.
     pub(crate) changelog: Option<Arc<str>>,
@@ -68,7 +70,7 @@ impl Committer {
     pub(crate) fn commit(
         &mut self,
         consumer: &BaseConsumer<GroupContext>,
-        positions: &BTreeMap<Lane, i64>,
+        positions: &Positions,
     ) -> Result<Verified, String> {
         self.serial += 1;
         let serial = format!("{METADATA_VERSION};{:x}.{:x}", self.instance, self.serial);
@@ -169,10 +171,10 @@ impl Committer {
         Ok(Verified::NotCommitted)
     }
 
-    fn offsets(&self, positions: &BTreeMap<Lane, i64>, serial: &str) -> Result<TopicPartitionList, String> {
+    fn offsets(&self, positions: &Positions, serial: &str) -> Result<TopicPartitionList, String> {
         let mut list = TopicPartitionList::with_capacity(positions.len());
-        for (lane, next) in positions {
-            let mut element = list.add_partition(&self.input, lane.0);
+        for ((topic, lane), next) in positions {
+            let mut element = list.add_partition(topic, lane.0);
             element.set_offset(Offset::Offset(*next)).map_err(|error| error.to_string())?;
             element.set_metadata(serial);
         }
@@ -184,18 +186,21 @@ impl Committer {
     fn resolve(
         &mut self,
         consumer: &BaseConsumer<GroupContext>,
-        positions: &BTreeMap<Lane, i64>,
+        positions: &Positions,
         serial: &str,
     ) -> Result<Verified, String> {
         self.open = false;
         self.start_over()?;
-        let lanes: Vec<Lane> = positions.keys().copied().collect();
+        // One transaction covers all lanes of all topics: its serial on one of them means it counted for all.
+        let Some((topic, _)) = positions.keys().next() else { return Ok(Verified::Committed) };
+        let of_topic = positions.iter().filter(|((of, _), _)| of == topic);
+        let expected: BTreeMap<Lane, i64> = of_topic.map(|((_, lane), next)| (*lane, *next)).collect();
+        let lanes: Vec<Lane> = expected.keys().copied().collect();
         let found = insist(self.stage, "reading committed positions", || {
-            committed(consumer, &self.input, &lanes).map_err(|error| TransactionError::Ambiguous(error.to_string()))
+            committed(consumer, topic, &lanes).map_err(|error| TransactionError::Ambiguous(error.to_string()))
         })?;
-        // One transaction covers all lanes: its serial on one of them means it counted for all.
         let applied =
-            found.iter().any(|(lane, offset, metadata)| metadata == serial && *offset == positions.get(lane).copied());
+            found.iter().any(|(lane, offset, metadata)| metadata == serial && *offset == expected.get(lane).copied());
         self.count(if applied { "ambiguous-applied" } else { "ambiguous-not-applied" });
         tracing::warn!(stage = self.stage, applied, "transaction resolved");
         Ok(if applied { Verified::Committed } else { Verified::NotCommitted })

@@ -90,6 +90,16 @@ pub struct RunnerConfig {
     pub backoff_max_ms: u64,
     /// Folder for the state of stages that keep some, a cache: what is lost in it is restored from Kafka.
     pub state_dir: PathBuf,
+    /// Times a record is tried again later before it becomes a dead letter.
+    pub retry_attempts: u32,
+    /// The same for classes of failure of their own, by name.
+    pub retry_attempts_by_class: BTreeMap<String, u32>,
+    /// Delay tier of the first retry: 0 (1 s), 1 (2 s), 2 (4 s) or 3 (8 s); each further one takes the next.
+    pub retry_first_tier: usize,
+    /// Spreads delays over the half tier before and after, so that what failed together does not return together.
+    pub retry_jitter: bool,
+    /// Share of a lane's work that records returning from retry and replay get while fresh ones wait; 0 to 1.
+    pub retry_share: f64,
     /// Records rejected one after another in a lane that stop the lane.
     pub flood_consecutive: u32,
     /// Share of the last `flood_window` records of a lane that, rejected, stops the lane; 0 to 1.
@@ -114,6 +124,11 @@ impl Default for RunnerConfig {
             backoff_initial_ms: 200,
             backoff_max_ms: 15_000,
             state_dir: "weir-state".into(),
+            retry_attempts: 4,
+            retry_attempts_by_class: BTreeMap::new(),
+            retry_first_tier: 0,
+            retry_jitter: true,
+            retry_share: 0.2,
             flood_consecutive: 100,
             flood_ratio: 0.5,
             flood_window: 1_000,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use weir_contracts::{dead_letter_id, header};
-use weir_stage::Failure;
+use weir_stage::{Coordinates, Failure, Headers};
 
 use crate::process::{EncodedRecord, RawRecord};
 
@@ -20,14 +20,10 @@ pub(crate) fn dead_letter(
     failure: &Failure,
 ) -> EncodedRecord {
     let mut headers = raw.headers.clone();
+    let (first_topic, first_lane, first_offset) = set_origin(&mut headers, &raw.at);
     let id = match headers.text(header::DEAD_LETTER) {
-        Some(id) => id.to_owned(),
-        None => {
-            headers.set(header::DLQ_TOPIC, raw.at.topic.as_bytes());
-            headers.set(header::DLQ_PARTITION, raw.at.lane.to_string());
-            headers.set(header::DLQ_OFFSET, raw.at.offset.to_string());
-            dead_letter_id(stage, &raw.at.topic, raw.at.lane.0, raw.at.offset)
-        }
+        Some(id) if returned(&raw.at) => id.to_owned(),
+        _ => dead_letter_id(stage, &first_topic, first_lane, first_offset),
     };
     let deliveries = headers.text(header::DLQ_DELIVERY_COUNT).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -49,7 +45,30 @@ pub(crate) fn dead_letter(
     }
 }
 
-fn cut(message: &str) -> &str {
+/// Notes where a record lay first, unless it has come back and brings that along. (topic, partition, offset).
+pub(crate) fn set_origin(headers: &mut Headers, at: &Coordinates) -> (String, i32, i64) {
+    if returned(at) {
+        let known = |headers: &Headers| {
+            let topic = headers.text(header::DLQ_TOPIC)?.to_owned();
+            let lane = headers.text(header::DLQ_PARTITION)?.parse().ok()?;
+            Some((topic, lane, headers.text(header::DLQ_OFFSET)?.parse().ok()?))
+        };
+        if let Some(origin) = known(headers) {
+            return origin;
+        }
+    }
+    headers.set(header::DLQ_TOPIC, at.topic.as_bytes());
+    headers.set(header::DLQ_PARTITION, at.lane.to_string());
+    headers.set(header::DLQ_OFFSET, at.offset.to_string());
+    (at.topic.to_string(), at.lane.0, at.offset)
+}
+
+/// Whether a record has been here before. Elsewhere, what its headers say of its past counts for nothing.
+pub(crate) fn returned(at: &Coordinates) -> bool {
+    at.topic.ends_with(".again")
+}
+
+pub(crate) fn cut(message: &str) -> &str {
     let mut end = message.len().min(MAX_MESSAGE);
     while !message.is_char_boundary(end) {
         end -= 1;

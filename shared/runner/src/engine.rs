@@ -14,7 +14,7 @@ use weir_contracts::Lane;
 
 use crate::assignment::{GroupContext, Rebalance};
 use crate::backoff::Backoff;
-use crate::commit::{Committer, Verified};
+use crate::commit::{Committer, Positions, Verified};
 use crate::lane::OwnedLane;
 use crate::ownership::Ownership;
 use crate::process::{Prepared, Processed, RawRecord};
@@ -27,15 +27,19 @@ const IDLE: Duration = Duration::from_millis(50);
 const READY_BATCHES: usize = 4;
 /// A lane at its end whose position lies behind by markers only is committed after this long.
 const MARKER_DELAY: Duration = Duration::from_millis(200);
+/// Polls without an event after which there are none: librdkafka's own events, such as statistics, look like silence.
+const SILENT_POLLS: usize = 4;
 /// Bounds of the pauses between attempts at a commit that Kafka refuses.
 const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_millis(500);
 
 /// Everything the loop works with.
 pub(crate) struct Engine {
     pub(crate) stage: &'static str,
     pub(crate) config: RunnerConfig,
     pub(crate) input: Arc<str>,
+    /// Reads what returns, in the lanes that are owned; none where the topic for it does not exist.
+    pub(crate) returning: Option<Returning>,
     pub(crate) consumer: Arc<BaseConsumer<GroupContext>>,
     pub(crate) committer: Committer,
     pub(crate) ownership: Arc<Ownership>,
@@ -55,6 +59,13 @@ pub(crate) struct Engine {
     pub(crate) tenants: HashMap<String, &'static str>,
     /// The state of the lanes and the topic behind it, for stages that keep some.
     pub(crate) state: Option<(SharedStores, Changelog)>,
+}
+
+/// The topic through which records return. Its lanes are not assigned by the group, but taken on with those of the
+/// input, so that both are always in the same hands; their positions are committed under the same group.
+pub(crate) struct Returning {
+    pub(crate) topic: Arc<str>,
+    pub(crate) consumer: Arc<BaseConsumer<GroupContext>>,
 }
 
 impl Engine {
@@ -91,7 +102,7 @@ impl Engine {
                 Ok(message) => {
                     let lane = Lane(rdkafka::Message::partition(&message));
                     if let Some(owned) = self.lanes.get_mut(&lane).filter(|owned| !owned.stopped) {
-                        owned.push(&self.input, &message);
+                        owned.fresh.push(owned.epoch, &message);
                         progressed = true;
                     }
                 }
@@ -100,6 +111,18 @@ impl Engine {
                 // Lost connections and the like, many of them while a broker is away: none may hide the rebalance
                 // behind it.
                 Err(error) => tracing::debug!(stage = self.stage, %error, "consumer event"),
+            }
+        }
+        if let Some(returning) = &self.returning {
+            // Its records are in queues of their own; this serves the rest.
+            while let Some(event) = returning.consumer.poll(Duration::ZERO) {
+                let Ok(message) = event else { break };
+                let lane = Lane(rdkafka::Message::partition(&message));
+                let owned = self.lanes.get_mut(&lane).filter(|owned| !owned.stopped);
+                if let Some((epoch, intake)) = owned.and_then(|owned| Some((owned.epoch, owned.returning.as_mut()?))) {
+                    intake.push(epoch, &message);
+                    progressed = true;
+                }
             }
         }
         while let Some(rebalance) = self.consumer.context().next_rebalance() {
@@ -116,17 +139,15 @@ impl Engine {
         let mut progressed = false;
         let mut lost = Vec::new();
         for (lane, owned) in &mut self.lanes {
-            let turn = owned.read(&self.input, self.config.lane_buffer_bytes);
+            let turn = owned.read(self.config.lane_buffer_bytes);
             progressed |= turn.records > 0;
             if let Some(reason) = turn.fatal {
                 return Err(reason);
             }
-            if turn.lost_position {
-                lost.push(*lane);
-            }
+            lost.extend(turn.lost_positions.into_iter().map(|topic| (*lane, topic)));
         }
-        for lane in lost {
-            self.check_gap(lane);
+        for (lane, topic) in lost {
+            self.check_gap(lane, &topic);
         }
         if progressed && self.waiting_since.is_none() {
             self.waiting_since = Some(Instant::now());
@@ -166,7 +187,8 @@ impl Engine {
         if self.processing || self.ready_batches > READY_BATCHES {
             return false;
         }
-        let waiting: usize = self.lanes.values().map(OwnedLane::waiting).sum();
+        let now = now_millis();
+        let waiting: usize = self.lanes.values().map(|lane| lane.due(now)).sum();
         if waiting == 0 {
             self.waiting_since = None;
             return false;
@@ -177,7 +199,7 @@ impl Engine {
         if !full && self.waiting_since.is_some_and(|since| since.elapsed() < linger) {
             return false;
         }
-        let batch = self.form_batch();
+        let batch = self.form_batch(now);
         // The processor holds one batch at a time, so there is always room for this one.
         match self.batches.try_send(batch) {
             Ok(()) => {
@@ -190,10 +212,10 @@ impl Engine {
     }
 
     /// A batch in which every lane with records has an even share; lanes take turns at being first.
-    fn form_batch(&mut self) -> Vec<RawRecord> {
+    fn form_batch(&mut self, now: i64) -> Vec<RawRecord> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        let busy = self.lanes.values().filter(|lane| lane.waiting() > 0).count().max(1);
+        let busy = self.lanes.values().filter(|lane| lane.due(now) > 0).count().max(1);
         let share = (self.config.max_batch_records / busy).max(1);
         let byte_share = self.config.max_batch_bytes / busy;
         self.next_lane = self.next_lane.wrapping_add(1);
@@ -205,9 +227,7 @@ impl Engine {
                 break;
             }
             if let Some(owned) = self.lanes.get_mut(lane) {
-                let mut lane_bytes = 0;
-                owned.take(&mut batch, share.min(room), &mut lane_bytes, byte_share);
-                bytes += lane_bytes;
+                bytes += owned.take(&mut batch, share.min(room), byte_share, self.config.retry_share, now);
             }
         }
         batch
@@ -247,12 +267,25 @@ impl Engine {
     /// Commits what is finished, again and again until Kafka says that it counts or that it belongs to others.
     fn commit(&mut self) -> Result<(), String> {
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let begun = Instant::now();
         while self.try_commit()? == Verified::NotCommitted && !self.shutdown.is_cancelled() {
+            self.status.turn();
+            // librdkafka may not notice that the group has given up on this member (seen when the group's coordinator
+            // was lost): only a new client helps.
+            if begun.elapsed() > self.patience() {
+                let seconds = begun.elapsed().as_secs();
+                return Err(format!("no transaction was committed for {seconds} s, see the warnings before"));
+            }
             // An abort often means that lanes went away: hear of it before trying again.
             std::thread::sleep(backoff.next(&mut rand::rng(), Some(FIRST_RETRY)));
             self.serve_group()?;
         }
         Ok(())
+    }
+
+    /// How long commits may fail in a row before this client is given up.
+    fn patience(&self) -> Duration {
+        4 * Duration::from_millis(self.config.session_timeout_ms)
     }
 
     /// One attempt at committing what is finished; what was not committed stays ready.
@@ -262,11 +295,12 @@ impl Engine {
         if self.produced < self.ready.len() {
             self.produce()?;
         }
-        let mut next = BTreeMap::new();
-        for run in runs(&self.ready) {
-            if let Some(last) = run.last() {
-                let position = next.entry(last.raw.at.lane).or_insert(0);
-                *position = (*position).max(last.raw.at.offset + 1);
+        let mut next = Positions::new();
+        for prepared in &self.ready {
+            let at = &prepared.raw.at;
+            match next.get_mut(&(Arc::clone(&at.topic), at.lane)) {
+                Some(position) => *position = (*position).max(at.offset + 1),
+                None => _ = next.insert((Arc::clone(&at.topic), at.lane), at.offset + 1),
             }
         }
         if next.is_empty() {
@@ -289,19 +323,24 @@ impl Engine {
     /// reaches zero and nobody waits for nothing.
     fn commit_markers(&mut self) -> Result<bool, String> {
         let idle = !self.processing && self.ready_batches == 0 && self.last_commit.elapsed() > MARKER_DELAY;
-        if !idle || !self.lanes.values().any(|lane| lane.at_end && !lane.stopped) {
+        let at_end = |lane: &OwnedLane| !lane.stopped && lane.intakes().any(|intake| intake.at_end);
+        if !idle || !self.lanes.values().any(at_end) {
             return Ok(false);
         }
-        let Ok(position) = self.consumer.position() else { return Ok(false) };
-        let mut next = BTreeMap::new();
-        for (lane, owned) in &mut self.lanes {
-            if !owned.at_end || owned.stopped || owned.in_flight > 0 || owned.waiting() > 0 {
-                continue;
-            }
-            owned.at_end = false;
-            let at = position.find_partition(&self.input, lane.0).and_then(|element| element.offset().to_raw());
-            if let Some(at) = at.filter(|at| *at > owned.committed) {
-                next.insert(*lane, at);
+        let Ok(fresh) = self.consumer.position() else { return Ok(false) };
+        let returning = self.returning.as_ref().map(|returning| returning.consumer.position()).transpose();
+        let Ok(returning) = returning else { return Ok(false) };
+        let mut next = Positions::new();
+        for (lane, owned) in self.lanes.iter_mut().filter(|(_, owned)| !owned.stopped) {
+            for intake in owned.intakes_mut().filter(|intake| intake.at_end && intake.is_idle()) {
+                intake.at_end = false;
+                let positions = std::iter::once(&fresh).chain(&returning);
+                let at = positions
+                    .filter_map(|list| list.find_partition(&intake.topic, lane.0))
+                    .find_map(|element| element.offset().to_raw());
+                if let Some(at) = at.filter(|at| *at > intake.committed) {
+                    next.insert((Arc::clone(&intake.topic), *lane), at);
+                }
             }
         }
         if next.is_empty() {
@@ -312,9 +351,9 @@ impl Engine {
             Verified::Committed => self.committed(&[], &next),
             // The end is announced once only.
             Verified::NotCommitted => {
-                for lane in next.keys() {
-                    if let Some(owned) = self.lanes.get_mut(lane) {
-                        owned.at_end = true;
+                for (topic, lane) in next.keys() {
+                    if let Some(intake) = self.lanes.get_mut(lane).and_then(|owned| owned.intake(topic)) {
+                        intake.at_end = true;
                     }
                 }
             }
@@ -329,8 +368,14 @@ impl Engine {
         if self.ready_batches > 0 {
             sleep = sleep.min(interval.saturating_sub(self.last_commit.elapsed()));
         }
-        if let Some(since) = self.waiting_since.filter(|_| !self.processing) {
-            sleep = sleep.min(linger.saturating_sub(since.elapsed()));
+        let now = now_millis();
+        if let Some(due) = self.lanes.values().filter(|lane| !lane.stopped).filter_map(OwnedLane::next_due).min() {
+            sleep = sleep.min(Duration::from_millis(u64::try_from(due.saturating_sub(now)).unwrap_or_default()));
+        }
+        if let Some(since) = self.waiting_since {
+            if !self.processing {
+                sleep = sleep.min(linger.saturating_sub(since.elapsed()));
+            }
         }
         sleep.max(Duration::from_millis(1))
     }
@@ -372,9 +417,11 @@ impl Drop for Engine {
     }
 }
 
-/// Neighbouring records of one lane.
+/// Neighbouring records of one lane and topic.
 fn runs(prepared: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
-    prepared.chunk_by(|a, b| a.raw.at.lane == b.raw.at.lane && a.raw.epoch == b.raw.epoch)
+    prepared.chunk_by(|a, b| {
+        a.raw.at.lane == b.raw.at.lane && a.raw.epoch == b.raw.epoch && a.raw.at.topic == b.raw.at.topic
+    })
 }
 
 fn now_millis() -> i64 {

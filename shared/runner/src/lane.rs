@@ -7,7 +7,7 @@ use rdkafka::Message;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
-use weir_contracts::Lane;
+use weir_contracts::{Lane, header};
 use weir_stage::Coordinates;
 
 use crate::assignment::GroupContext;
@@ -19,10 +19,123 @@ use crate::reader::copy_headers;
 /// Most messages taken from a lane before the others get their turn.
 const TURN: usize = 512;
 
-/// One lane: a queue of its own, so that a lane that is full or stopped simply is not polled. (Pausing a partition
-/// would throw away what librdkafka has fetched ahead.)
+/// One lane: its part of the input, and its part of the topic through which records return.
 pub(crate) struct OwnedLane {
     pub(crate) epoch: LaneEpoch,
+    pub(crate) fresh: Intake,
+    pub(crate) returning: Option<Intake>,
+    pub(crate) stopped: bool,
+    pub(crate) flood: FloodGauge,
+}
+
+/// What a turn of reading brought.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    pub(crate) records: usize,
+    /// Topics whose reading failed in a way that needs a look at the log's watermarks.
+    pub(crate) lost_positions: Vec<Arc<str>>,
+    pub(crate) fatal: Option<String>,
+}
+
+impl OwnedLane {
+    pub(crate) fn new(epoch: LaneEpoch, fresh: Intake, returning: Option<Intake>) -> Self {
+        Self { epoch, fresh, returning, stopped: false, flood: FloodGauge::default() }
+    }
+
+    pub(crate) fn intakes(&self) -> impl Iterator<Item = &Intake> {
+        std::iter::once(&self.fresh).chain(&self.returning)
+    }
+
+    pub(crate) fn intakes_mut(&mut self) -> impl Iterator<Item = &mut Intake> {
+        std::iter::once(&mut self.fresh).chain(&mut self.returning)
+    }
+
+    /// The intake of a topic.
+    pub(crate) fn intake(&mut self, topic: &str) -> Option<&mut Intake> {
+        self.intakes_mut().find(|intake| *intake.topic == *topic)
+    }
+
+    /// Takes what has arrived, as far as there is room for it.
+    pub(crate) fn read(&mut self, room: usize) -> Turn {
+        let mut turn = Turn::default();
+        if !self.stopped {
+            let epoch = self.epoch;
+            for intake in self.intakes_mut() {
+                intake.read(epoch, room, &mut turn);
+            }
+        }
+        turn
+    }
+
+    /// Moves records that are due to `batch`, at most `records` of them and about `max_bytes`. While fresh records
+    /// wait, those that return get `share` of it.
+    pub(crate) fn take(
+        &mut self,
+        batch: &mut Vec<RawRecord>,
+        records: usize,
+        max_bytes: usize,
+        share: f64,
+        now: i64,
+    ) -> usize {
+        let mut bytes = 0;
+        if let Some(returning) = &mut self.returning {
+            let contended = self.fresh.due(now) > 0;
+            let (records, max_bytes) =
+                if contended { (part(records, share), part(max_bytes, share)) } else { (records, max_bytes) };
+            if !contended || share > 0.0 {
+                returning.take(batch, records, &mut bytes, max_bytes, now);
+            }
+        }
+        let left = records.saturating_sub(self.returning.as_ref().map_or(0, |returning| returning.last_taken));
+        self.fresh.take(batch, left.max(1), &mut bytes, max_bytes, now);
+        bytes
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.intakes().map(|intake| intake.in_flight).sum()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.intakes().map(|intake| intake.buffer.len()).sum()
+    }
+
+    /// Records that wait and are due by `now`; more than `TURN` count as that.
+    pub(crate) fn due(&self, now: i64) -> usize {
+        self.intakes().map(|intake| intake.due(now)).sum()
+    }
+
+    /// When the first record that waits is due, if none is yet.
+    pub(crate) fn next_due(&self) -> Option<i64> {
+        self.intakes().filter_map(|intake| intake.buffer.front()?.not_before).min()
+    }
+
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.intakes().map(|intake| intake.buffered_bytes).sum()
+    }
+
+    /// Forgets what waits; whoever owns the lane next reads it again.
+    pub(crate) fn discard(&mut self) {
+        for intake in self.intakes_mut() {
+            intake.buffer.clear();
+            intake.buffered_bytes = 0;
+        }
+    }
+}
+
+fn part(of: usize, share: f64) -> usize {
+    let percent = (share.clamp(0.0, 1.0) * 100.0).round();
+    // Between 0 and 100.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let percent = percent as usize;
+    (of / 100).saturating_mul(percent).saturating_add((of % 100) * percent / 100).max(1)
+}
+
+/// A partition being read. It has a queue of its own, so that a lane that is full or stopped simply is not polled.
+/// (Pausing a partition would throw away what librdkafka has fetched ahead.)
+pub(crate) struct Intake {
+    pub(crate) topic: Arc<str>,
+    /// Whether its records wait until they are due. Elsewhere anybody may set that header.
+    timed: bool,
     queue: Option<PartitionQueue<GroupContext>>,
     buffer: VecDeque<RawRecord>,
     buffered_bytes: usize,
@@ -34,25 +147,21 @@ pub(crate) struct OwnedLane {
     pub(crate) in_flight: usize,
     /// The end was reached and nothing came since.
     pub(crate) at_end: bool,
-    pub(crate) stopped: bool,
-    pub(crate) flood: FloodGauge,
     /// When the oldest record handed to the processor was written, milliseconds since the Unix epoch.
     pub(crate) oldest_in_flight: Option<i64>,
+    last_taken: usize,
 }
 
-/// What a turn of reading brought.
-#[derive(Debug, Default)]
-pub(crate) struct Turn {
-    pub(crate) records: usize,
-    /// Reading failed in a way that needs a look at the log's watermarks.
-    pub(crate) lost_position: bool,
-    pub(crate) fatal: Option<String>,
-}
-
-impl OwnedLane {
-    pub(crate) fn new(epoch: LaneEpoch, queue: Option<PartitionQueue<GroupContext>>, committed: i64) -> Self {
+impl Intake {
+    pub(crate) fn new(
+        topic: Arc<str>,
+        timed: bool,
+        queue: Option<PartitionQueue<GroupContext>>,
+        committed: i64,
+    ) -> Self {
         Self {
-            epoch,
+            topic,
+            timed,
             queue,
             buffer: VecDeque::new(),
             buffered_bytes: 0,
@@ -60,22 +169,20 @@ impl OwnedLane {
             next_read: committed,
             in_flight: 0,
             at_end: false,
-            stopped: false,
-            flood: FloodGauge::default(),
             oldest_in_flight: None,
+            last_taken: 0,
         }
     }
 
-    /// Takes what has arrived, as far as there is room for it.
-    pub(crate) fn read(&mut self, topic: &Arc<str>, room: usize) -> Turn {
-        let mut turn = Turn::default();
-        let Some(queue) = self.queue.take() else { return turn };
-        while !self.stopped && turn.records < TURN && self.buffered_bytes < room {
+    fn read(&mut self, epoch: LaneEpoch, room: usize, turn: &mut Turn) {
+        let Some(queue) = self.queue.take() else { return };
+        let mut records = 0;
+        while records < TURN && self.buffered_bytes < room {
             match queue.poll(std::time::Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
-                    turn.records += 1;
-                    self.push(topic, &message);
+                    records += 1;
+                    self.push(epoch, &message);
                 }
                 // What waits in the buffer came before it.
                 Some(Err(KafkaError::PartitionEOF(_))) => self.at_end = true,
@@ -84,23 +191,30 @@ impl OwnedLane {
                     break;
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(topic = %topic, %error, "reading");
-                    turn.lost_position = true;
+                    tracing::debug!(topic = %self.topic, %error, "reading");
+                    turn.lost_positions.push(Arc::clone(&self.topic));
                     break;
                 }
             }
         }
+        turn.records += records;
         self.queue = Some(queue);
-        turn
     }
 
-    pub(crate) fn push(&mut self, topic: &Arc<str>, message: &BorrowedMessage<'_>) {
+    pub(crate) fn push(&mut self, epoch: LaneEpoch, message: &BorrowedMessage<'_>) {
+        let headers = copy_headers(message);
+        let not_before = if self.timed { headers.text(header::NOT_BEFORE) } else { None };
         let raw = RawRecord {
-            at: Coordinates { topic: Arc::clone(topic), lane: Lane(message.partition()), offset: message.offset() },
-            epoch: self.epoch,
+            not_before: not_before.and_then(|text| text.parse().ok()),
+            at: Coordinates {
+                topic: Arc::clone(&self.topic),
+                lane: Lane(message.partition()),
+                offset: message.offset(),
+            },
+            epoch,
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
-            headers: copy_headers(message),
+            headers,
             timestamp: message.timestamp().to_millis().unwrap_or_default(),
         };
         self.buffered_bytes += raw.size();
@@ -109,33 +223,28 @@ impl OwnedLane {
         self.buffer.push_back(raw);
     }
 
-    /// Moves records to `batch`, at most `records` of them and until it holds `bytes`.
-    pub(crate) fn take(
-        &mut self,
-        batch: &mut Vec<RawRecord>,
-        records: usize,
-        bytes: &mut usize,
-        max_bytes: usize,
-    ) -> usize {
-        let mut taken = 0;
-        while taken < records && (*bytes == 0 || *bytes < max_bytes) {
+    fn take(&mut self, batch: &mut Vec<RawRecord>, records: usize, bytes: &mut usize, max_bytes: usize, now: i64) {
+        self.last_taken = 0;
+        while self.last_taken < records && (*bytes == 0 || *bytes < max_bytes) {
+            if !self.buffer.front().is_some_and(|raw| raw.is_due(now)) {
+                break;
+            }
             let Some(raw) = self.buffer.pop_front() else { break };
             self.buffered_bytes = self.buffered_bytes.saturating_sub(raw.size());
             *bytes += raw.size();
-            taken += 1;
+            self.last_taken += 1;
             self.oldest_in_flight.get_or_insert(raw.timestamp);
             batch.push(raw);
         }
-        self.in_flight += taken;
-        taken
+        self.in_flight += self.last_taken;
     }
 
-    pub(crate) fn waiting(&self) -> usize {
-        self.buffer.len()
-    }
-
-    pub(crate) fn waiting_bytes(&self) -> usize {
-        self.buffered_bytes
+    /// Records that may be taken now, in order.
+    fn due(&self, now: i64) -> usize {
+        match self.timed {
+            false => self.buffer.len(),
+            true => self.buffer.iter().take(TURN).take_while(|raw| raw.is_due(now)).count(),
+        }
     }
 
     /// When the oldest record that is not committed was written, milliseconds since the Unix epoch.
@@ -143,9 +252,20 @@ impl OwnedLane {
         self.oldest_in_flight.or_else(|| self.buffer.front().map(|raw| raw.timestamp))
     }
 
-    /// Forgets what waits; whoever owns the lane next reads it again.
-    pub(crate) fn discard(&mut self) {
-        self.buffer.clear();
-        self.buffered_bytes = 0;
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight == 0 && self.buffer.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_part_and_never_nothing() {
+        assert_eq!(part(1_000, 0.2), 200);
+        assert_eq!(part(8 << 20, 1.0), 8 << 20);
+        assert_eq!(part(3, 0.2), 1);
+        assert_eq!(part(0, 0.2), 1);
     }
 }

@@ -6,6 +6,7 @@ mod client;
 mod commit;
 mod config;
 mod dead_letter;
+mod dead_letters;
 mod engine;
 mod flood;
 mod lag;
@@ -16,6 +17,7 @@ mod process;
 mod publisher;
 mod reader;
 mod registry;
+mod retry;
 mod run;
 mod sender;
 mod state;
@@ -24,6 +26,10 @@ mod trace_context;
 mod transaction;
 
 pub use config::{KafkaConfig, RegistryConfig, RunnerConfig};
+pub use dead_letters::{
+    Action, DeadLetter, DeadLetterError, DeadLetters, Decision, Filter, NotPortable, Pace, Parked, Plan, Portable,
+    PortableBytes, PortableHeader, Report, Step,
+};
 pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};
 pub use reader::{ReadError, Start, TopicReader};

@@ -14,7 +14,9 @@ macro_rules! metrics {
 }
 
 metrics! {
-    RECORDS = Counter "weir_records_total" ["stage", "outcome"] "Records whose outcome was committed: emitted, skipped or rejected.";
+    RECORDS = Counter "weir_records_total" ["stage", "outcome"] "Records whose outcome was committed: emitted, skipped, rejected or retried.";
+    RETRIES = Counter "weir_retried_records_total" ["stage", "class"] "Records that wait in a delay tier to be tried again, by class of failure.";
+    RETURNED = Counter "weir_returned_records_total" ["stage"] "Records processed that came back from retry or replay; against weir_records_total, their share of the work.";
     SKIPPED = Counter "weir_skipped_records_total" ["stage", "reason"] "Records that needed no work, by reason.";
     REJECTED = Counter "weir_rejected_records_total" ["stage", "class"] "Records that became dead letters, by class of failure.";
     OUTPUTS = Counter "weir_output_records_total" ["stage"] "Records written, dead letters included.";

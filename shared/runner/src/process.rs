@@ -15,6 +15,7 @@ use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Output
 
 use crate::backoff::Backoff;
 use crate::ownership::{LaneEpoch, Ownership};
+use crate::retry::{RetryPolicy, attempts};
 use crate::state::{BatchState, RecordKey, SharedStores, StoreError, Write, record_key};
 use crate::trace_context::TraceParent;
 use crate::{PauseReason, Registry, RunnerConfig, StageStatus, metric};
@@ -31,9 +32,15 @@ pub(crate) struct RawRecord {
     pub(crate) value: Option<Vec<u8>>,
     pub(crate) headers: Headers,
     pub(crate) timestamp: i64,
+    /// When it is due, milliseconds since the Unix epoch, for records that wait for their time.
+    pub(crate) not_before: Option<i64>,
 }
 
 impl RawRecord {
+    pub(crate) fn is_due(&self, now: i64) -> bool {
+        self.not_before.is_none_or(|due| due <= now)
+    }
+
     pub(crate) fn size(&self) -> usize {
         self.value.as_ref().map_or(0, Vec::len) + self.key.as_ref().map_or(0, Vec::len) + 64
     }
@@ -55,6 +62,8 @@ pub(crate) enum Verdict {
     Emitted,
     Skipped(&'static str),
     Rejected(Failure),
+    /// Waits in a delay tier; its record there is among the outputs.
+    Retried(Failure),
 }
 
 /// A processed record: what it was, what became of it, what is written.
@@ -89,6 +98,7 @@ pub(crate) struct Processor<S: Stage> {
     /// The state of the lanes, for stages that keep some.
     pub(crate) stores: Option<SharedStores>,
     pub(crate) sequence: u64,
+    pub(crate) retry: RetryPolicy,
 }
 
 /// What becomes of a record the stage is not asked about.
@@ -297,6 +307,8 @@ impl<S: Stage> Processor<S> {
             };
             encoded.push(self.encode(raw, outcome, start).await?);
         }
+        let waiting = encoded.iter_mut().filter(|encoded| matches!(encoded.verdict, Verdict::Retried(_)));
+        self.retry.spread(waiting.flat_map(|encoded| &mut encoded.outputs), start, &mut rand::rng());
         Ok(encoded)
     }
 
@@ -357,6 +369,14 @@ impl<S: Stage> Processor<S> {
             Outcome::Emit(outputs) => (Verdict::Emitted, outputs),
             Outcome::Skip { reason, outputs } => (Verdict::Skipped(reason), outputs),
             Outcome::Reject { failure, outputs } => (Verdict::Rejected(failure), outputs),
+            Outcome::RetryLater { failure, .. } if self.retry.allows(&failure, attempts(raw)) => {
+                let record = self.retry.record(self.name, raw, &failure, start);
+                return Ok(Encoded { verdict: Verdict::Retried(failure), outputs: vec![record], overruled: None });
+            }
+            Outcome::RetryLater { failure, last_words } => {
+                let message = format!("{} (tried {} times)", failure.message, attempts(raw) + 1);
+                (Verdict::Rejected(Failure::new(failure.class, message)), last_words)
+            }
         };
         let trace = TraceParent::step(&raw.headers, self.name, &raw.at, start);
         if let Verdict::Rejected(failure) = &verdict {

@@ -1,22 +1,25 @@
 //! Puts a runner together: consumer, producer, processor, loop.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use tokio_util::sync::CancellationToken;
-use weir_contracts::{Topic, dead_letter_topic};
+use weir_contracts::{RETRY_TIERS, Topic, again_topic, dead_letter_topic};
 use weir_stage::Stage;
 
 use crate::assignment::GroupContext;
 use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::commit::{Committer, Producing};
-use crate::engine::Engine;
+use crate::engine::{Engine, Returning};
 use crate::ownership::Ownership;
 use crate::process::Processor;
 use crate::reader::{partitions, topic_setting};
+use crate::retry::RetryPolicy;
 use crate::state::{Changelog, SharedStores, Stores, changelog_topic};
 use crate::transaction::TransactionalProducer;
 use crate::{KafkaConfig, Registry, RunnerConfig, StageStatus};
@@ -85,14 +88,18 @@ impl Runner {
         let (batches, batch_receiver) = tokio::sync::mpsc::channel(1);
         let (done_sender, done) = mpsc::channel();
         let grace = Duration::from_millis(self.config.grace_ms);
+        let limit = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
+        let watched = Arc::clone(&self.status);
         let ownership = Arc::new(Ownership::default());
         let stop = CancellationToken::new();
         let stores = S::STATEFUL.then(|| self.open_stores()).transpose().map_err(fail)?;
         let shared = stores.clone();
+        let retries = Arc::new(AtomicBool::new(false));
         let processor = Processor {
             name,
             stores,
             sequence: 0,
+            retry: RetryPolicy::new(&self.config, &self.kafka.topics(), Arc::clone(&retries)),
             stage,
             registry: self.registry.clone(),
             config: self.config.clone(),
@@ -107,7 +114,7 @@ impl Runner {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let (outcome, engine) = match self.set_up(input, shared, token, ownership, batches, done) {
+                let (outcome, engine) = match self.set_up(input, shared, &retries, token, ownership, batches, done) {
                     Ok(mut engine) => (engine.run(), Some(engine)),
                     Err(reason) => (Err(reason), None),
                 };
@@ -128,7 +135,9 @@ impl Runner {
             waker.unpark();
             tokio::time::sleep(patience).await;
         };
+        let still = standstill(Arc::clone(&watched), limit);
         let outcome = tokio::select! {
+            stood = still => Err(format!("the loop has stood still for {} s inside a call to Kafka's client", stood.as_secs())),
             outcome = result => outcome.unwrap_or_else(|_| Err("the loop panicked; see the log".into())),
             () = overdue => {
                 tracing::warn!(stage = name, "Kafka does not answer: what was not committed will be done again");
@@ -144,6 +153,7 @@ impl Runner {
         self,
         input: Topic,
         stores: Option<SharedStores>,
+        retries: &AtomicBool,
         shutdown: CancellationToken,
         ownership: Arc<Ownership>,
         batches: tokio::sync::mpsc::Sender<Vec<crate::process::RawRecord>>,
@@ -161,14 +171,25 @@ impl Runner {
             .set("auto.offset.reset", "error")
             .set("queued.max.messages.kbytes", (self.config.lane_buffer_bytes / 1024).max(1024).to_string())
             .set("statistics.interval.ms", "1000");
-        let context = GroupContext::default();
-        let consumer: BaseConsumer<GroupContext> =
-            settings.create_with_context(context).map_err(|error: KafkaError| error.to_string())?;
-        let consumer = Arc::new(consumer);
+        let connect = |settings: &ClientConfig| -> Result<Arc<BaseConsumer<GroupContext>>, String> {
+            let consumer = settings.create_with_context(GroupContext::default());
+            consumer.map(Arc::new).map_err(|error: KafkaError| error.to_string())
+        };
+        let consumer = connect(&settings)?;
         let dead_letters: Arc<str> = names.full_name(&dead_letter_topic(self.name)).into();
         let changelog: Option<Arc<str>> = stores.is_some().then(|| names.full_name(&changelog_topic(self.name)).into());
         let topics: Vec<_> = [&input, &dead_letters].into_iter().chain(&changelog).collect();
         self.wait_for_topics(&consumer, &topics, &shutdown)?;
+        let again: Arc<str> = names.full_name(&again_topic(self.name)).into();
+        let returning = match partitions(&consumer, &again) {
+            Ok(_) => Some(Returning { topic: again, consumer: connect(&settings)? }),
+            Err(_) => {
+                tracing::info!(stage = self.name, topic = %again, "no such topic: nothing returns to this stage");
+                None
+            }
+        };
+        let tiers = RETRY_TIERS.iter().all(|(tier, _)| partitions(&consumer, &names.full(*tier)).is_ok());
+        retries.store(returning.is_some() && tiers, Ordering::Release);
         let state = match stores.zip(changelog.clone()) {
             Some((stores, topic)) => Some((stores, self.changelog(topic)?)),
             None => None,
@@ -178,7 +199,6 @@ impl Runner {
             producer: self.producing(&group, changelog.clone())?,
             changelog,
             group,
-            input: Arc::clone(&input),
             dead_letters,
             instance: rand::random(),
             serial: 0,
@@ -188,6 +208,7 @@ impl Runner {
             stage: self.name,
             config: self.config,
             input: Arc::clone(&input),
+            returning,
             consumer,
             committer,
             ownership,
@@ -267,6 +288,18 @@ impl Runner {
         }
         let id = format!("{group}.{}", self.instance());
         Ok(Producing::Transactions(TransactionalProducer::new(&self.kafka, &self.config, id, changelog)?))
+    }
+}
+
+/// Ends when the loop has stood still for `limit`, which no call to Kafka should take: each has a timeout. Then the service
+/// exits, and whoever starts it again gets a client that works.
+async fn standstill(status: Arc<StageStatus>, limit: Duration) -> Duration {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let still = status.stands_still_for();
+        if still > limit {
+            return still;
+        }
     }
 }
 

@@ -68,6 +68,15 @@ impl<R> Delivery<R> {
         &self.record
     }
 
+    /// Offset of its first delivery. A record that came back through `<stage>.again` lies elsewhere now; what its
+    /// headers say counts only there, since anybody may set headers in the topics before.
+    #[must_use]
+    pub fn first_offset(&self) -> i64 {
+        let returned = self.at.topic.ends_with(".again");
+        let first = self.headers.text(header::DLQ_OFFSET).filter(|_| returned);
+        first.and_then(|offset| offset.parse().ok()).unwrap_or(self.at.offset)
+    }
+
     /// When its result is of no use any more, if its headers say so.
     #[must_use]
     pub fn deadline(&self) -> Option<Deadline> {

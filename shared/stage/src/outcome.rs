@@ -100,6 +100,16 @@ pub enum Outcome {
         /// What is said about it beside the dead letter.
         outputs: Vec<Output>,
     },
+    /// It can't be processed now, but perhaps later, and others need not wait for it: it comes back through the delay
+    /// tiers, each time after twice as long, and becomes a dead letter after the last. Only for failures that pass by
+    /// themselves and concern this record alone; a dependency that is away altogether is
+    /// [`crate::StageError::Unavailable`], and what fails the same way every time is a rejection.
+    RetryLater {
+        /// Why.
+        failure: Failure,
+        /// What is said about it beside the dead letter, should it become one now.
+        last_words: Vec<Output>,
+    },
 }
 
 impl Outcome {
@@ -123,10 +133,18 @@ impl Outcome {
         Self::Reject { failure, outputs: Vec::new() }
     }
 
-    /// The same, saying this too.
+    /// It is to be tried again later.
+    pub fn retry_later(failure: Failure) -> Self {
+        Self::RetryLater { failure, last_words: Vec::new() }
+    }
+
+    /// The same, saying this too (of a record to be tried again: only when it was the last try).
     pub fn and(mut self, output: Output) -> Self {
         match &mut self {
-            Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs.push(output),
+            Self::Emit(outputs)
+            | Self::Skip { outputs, .. }
+            | Self::Reject { outputs, .. }
+            | Self::RetryLater { last_words: outputs, .. } => outputs.push(output),
         }
         self
     }
@@ -135,7 +153,10 @@ impl Outcome {
     #[must_use]
     pub fn outputs(&self) -> &[Output] {
         match self {
-            Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs,
+            Self::Emit(outputs)
+            | Self::Skip { outputs, .. }
+            | Self::Reject { outputs, .. }
+            | Self::RetryLater { last_words: outputs, .. } => outputs,
         }
     }
 }

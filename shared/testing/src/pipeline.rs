@@ -38,6 +38,8 @@ pub struct Pipeline {
     registry: RegistryConfig,
     qdrant: String,
     processes: BTreeMap<String, Process>,
+    /// State of the services; removed after they have ended.
+    state: tempfile::TempDir,
 }
 
 /// A point as Qdrant has it: its payload as text, without what differs from run to run.
@@ -65,6 +67,7 @@ impl Pipeline {
             registry,
             qdrant: stack.qdrant_url(),
             processes: BTreeMap::new(),
+            state: tempfile::tempdir().expect("a folder for state"),
         }
     }
 
@@ -77,6 +80,7 @@ impl Pipeline {
             ("WEIR_REGISTRY__URL", &self.registry.url),
             ("WEIR_HTTP__LISTEN", "127.0.0.1:0"),
             ("WEIR_RUNNER__INSTANCE", instance),
+            ("WEIR_RUNNER__STATE_DIR", &self.state.path().display().to_string()),
             ("WEIR_RUNNER__SESSION_TIMEOUT_MS", "4000"),
             ("WEIR_RUNNER__TRANSACTION_TIMEOUT_MS", "5000"),
             ("WEIR_TELEMETRY__LOG_FORMAT", "json"),

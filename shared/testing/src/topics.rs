@@ -38,6 +38,8 @@ pub struct Stored {
     pub value: Vec<u8>,
     /// Headers.
     pub headers: BTreeMap<String, Vec<u8>>,
+    /// When it was written, milliseconds since the Unix epoch.
+    pub timestamp: i64,
 }
 
 impl Stored {
@@ -185,5 +187,6 @@ fn copy(message: &rdkafka::message::BorrowedMessage<'_>) -> Stored {
         key: message.key().unwrap_or_default().to_vec(),
         value: message.payload().unwrap_or_default().to_vec(),
         headers: headers.unwrap_or_default(),
+        timestamp: message.timestamp().to_millis().unwrap_or_default(),
     }
 }

@@ -1,18 +1,18 @@
 //! Lanes that come, go and stop.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use metrics::counter;
-use rdkafka::consumer::Consumer;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
-use weir_contracts::Lane;
+use weir_contracts::{Lane, RETRY_TIERS};
 
 use super::{Engine, now_millis, runs};
-use crate::assignment::{Position, positions};
+use crate::assignment::{GroupContext, Position, positions};
 use crate::commit::insist;
-use crate::lane::OwnedLane;
+use crate::lane::{Intake, OwnedLane};
 use crate::ownership::LaneEpoch;
 use crate::process::{Prepared, Verdict};
 use crate::state::{RestoreError, StoreError};
@@ -21,31 +21,33 @@ use crate::{PauseReason, metric};
 
 impl Engine {
     pub(super) fn assigned(&mut self, lanes: &[Lane]) -> Result<(), String> {
+        let topics: Vec<Arc<str>> =
+            std::iter::once(&self.input).chain(self.returning.as_ref().map(|r| &r.topic)).cloned().collect();
         let found = insist(self.stage, "reading committed positions", || {
-            positions(&self.consumer, &self.input, lanes)
-                .map_err(|error| TransactionError::Ambiguous(error.to_string()))
+            let found: Result<Vec<_>, _> = topics.iter().map(|topic| positions(&self.consumer, topic, lanes)).collect();
+            found.map_err(|error| TransactionError::Ambiguous(error.to_string()))
         })?;
-        let mut list = TopicPartitionList::with_capacity(found.len());
-        for (lane, position) in &found {
-            let (Position::At(offset) | Position::Gap { to: offset, .. }) = position;
-            list.add_partition_offset(&self.input, lane.0, Offset::Offset(*offset)).map_err(|e| e.to_string())?;
-        }
+        let mut found = found.into_iter();
+        let (fresh, returning) = (found.next().unwrap_or_default(), found.next().unwrap_or_default());
         let epochs: BTreeMap<Lane, LaneEpoch> =
             lanes.iter().map(|lane| (*lane, self.ownership.assign(*lane))).collect();
         self.restore(&epochs)?;
-        self.consumer.incremental_assign(&list).map_err(|error| error.to_string())?;
-        for (lane, position) in found {
-            let Some(epoch) = epochs.get(&lane).copied() else { continue };
-            let queue = self.consumer.split_partition_queue(&self.input, lane.0).map(|mut queue| {
-                let thread = std::thread::current();
-                queue.set_nonempty_callback(move || thread.unpark());
-                queue
-            });
-            let (Position::At(offset) | Position::Gap { from: offset, .. }) = position;
-            self.lanes.insert(lane, OwnedLane::new(epoch, queue, offset));
+        let (mut fresh, mut returning) = (
+            take_on(&self.consumer, &self.input, &fresh)?,
+            match &self.returning {
+                Some(topic) => take_on(&topic.consumer, &topic.topic, &returning)?,
+                None => BTreeMap::new(),
+            },
+        );
+        for (lane, epoch) in epochs {
+            let Some((intake, position)) = fresh.remove(&lane) else { continue };
+            let (back, back_position) = returning.remove(&lane).unzip();
+            self.lanes.insert(lane, OwnedLane::new(epoch, intake, back));
             self.status.owned(lane);
-            if let Position::Gap { from, to } = position {
-                self.stop_at_gap(lane, from, to);
+            for (topic, position) in topics.iter().zip([Some(position), back_position]) {
+                if let Some(Position::Gap { from, to }) = position {
+                    self.stop_at_gap(lane, topic, from, to);
+                }
             }
         }
         counter!(metric::REBALANCES, "stage" => self.stage, "kind" => "assigned").increment(1);
@@ -75,7 +77,13 @@ impl Engine {
             self.finish_within_grace(lanes)?;
         }
         let mut list = TopicPartitionList::with_capacity(lanes.len());
+        let mut returning = TopicPartitionList::new();
         for lane in lanes {
+            if self.lanes.contains_key(lane) {
+                if let Some(topic) = &self.returning {
+                    returning.add_partition(&topic.topic, lane.0);
+                }
+            }
             self.ownership.revoke(*lane);
             self.lanes.remove(lane);
             self.close_state(*lane);
@@ -89,6 +97,9 @@ impl Engine {
             // The open transaction holds records of lanes that others have now.
             self.committer.abort()?;
             self.produced = 0;
+        }
+        if let Some(topic) = self.returning.as_ref().filter(|_| returning.count() > 0) {
+            topic.consumer.incremental_unassign(&returning).map_err(|error| error.to_string())?;
         }
         self.consumer.incremental_unassign(&list).map_err(|error| error.to_string())?;
         let kind = if lost { "lost" } else { "revoked" };
@@ -107,7 +118,7 @@ impl Engine {
     pub(super) fn finish_within_grace(&mut self, lanes: &[Lane]) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_millis(self.config.grace_ms);
         let running = |engine: &Self| {
-            let busy = lanes.iter().any(|lane| engine.lanes.get(lane).is_some_and(|lane| lane.in_flight > 0));
+            let busy = lanes.iter().any(|lane| engine.lanes.get(lane).is_some_and(|lane| lane.in_flight() > 0));
             engine.processing && busy && !engine.status.is_unavailable()
         };
         while running(self) && Instant::now() < deadline {
@@ -125,31 +136,31 @@ impl Engine {
     }
 
     /// Reading failed: when the position is not in the log any more, the lane stops and says which records are gone.
-    pub(super) fn check_gap(&mut self, lane: Lane) {
-        let Some(owned) = self.lanes.get(&lane) else { return };
-        let next = owned.next_read;
-        match self.consumer.fetch_watermarks(&self.input, lane.0, crate::client::CALL_TIMEOUT) {
+    pub(super) fn check_gap(&mut self, lane: Lane, topic: &Arc<str>) {
+        let Some(next) = self.lanes.get_mut(&lane).and_then(|owned| owned.intake(topic)).map(|intake| intake.next_read)
+        else {
+            return;
+        };
+        match self.consumer.fetch_watermarks(topic, lane.0, crate::client::CALL_TIMEOUT) {
             Ok((low, high)) if next < low || next > high => {
-                self.stop_at_gap(lane, next, low.min(high));
+                self.stop_at_gap(lane, topic, next, low.min(high));
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(stage = self.stage, lane = lane.0, %error, "watermarks"),
+            Err(error) => tracing::warn!(stage = self.stage, %topic, lane = lane.0, %error, "watermarks"),
         }
     }
 
-    pub(super) fn stop_at_gap(&mut self, lane: Lane, from: i64, to: i64) {
+    pub(super) fn stop_at_gap(&mut self, lane: Lane, topic: &Arc<str>, from: i64, to: i64) {
         tracing::error!(
             stage = self.stage,
-            topic = %self.input,
+            %topic,
             lane = lane.0,
             from,
             to,
-            "lane stopped: records {from}..{to} of {}/{lane} are gone from the log and were never processed. To accept \
-             the loss, stop every instance of this stage and run: kafka-consumer-groups --group {} --topic {}:{lane} \
-             --reset-offsets --to-earliest --execute",
-            self.input,
+            "lane stopped: records {from}..{to} of {topic}/{lane} are gone from the log and were never processed. To \
+             accept the loss, stop every instance of this stage and run: kafka-consumer-groups --group {} --topic \
+             {topic}:{lane} --reset-offsets --to-earliest --execute",
             self.committer.group,
-            self.input,
         );
         self.stop_lane(lane, PauseReason::Gap { from, to });
     }
@@ -218,4 +229,29 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Begins to read lanes of a topic at their positions.
+fn take_on(
+    consumer: &Arc<BaseConsumer<GroupContext>>,
+    topic: &Arc<str>,
+    lanes: &[(Lane, Position)],
+) -> Result<BTreeMap<Lane, (Intake, Position)>, String> {
+    let mut list = TopicPartitionList::with_capacity(lanes.len());
+    for (lane, position) in lanes {
+        let (Position::At(offset) | Position::Gap { to: offset, .. }) = position;
+        list.add_partition_offset(topic, lane.0, Offset::Offset(*offset)).map_err(|error| error.to_string())?;
+    }
+    consumer.incremental_assign(&list).map_err(|error| error.to_string())?;
+    let timed = RETRY_TIERS.iter().any(|(tier, _)| topic.ends_with(tier.name()));
+    let intakes = lanes.iter().map(|(lane, position)| {
+        let queue = consumer.split_partition_queue(topic, lane.0).map(|mut queue| {
+            let thread = std::thread::current();
+            queue.set_nonempty_callback(move || thread.unpark());
+            queue
+        });
+        let (Position::At(offset) | Position::Gap { from: offset, .. }) = *position;
+        (*lane, (Intake::new(Arc::clone(topic), timed, queue, offset), *position))
+    });
+    Ok(intakes.collect())
 }

@@ -1,6 +1,5 @@
 //! What the loop says of its work.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{counter, gauge, histogram};
@@ -8,6 +7,7 @@ use rdkafka::consumer::Consumer;
 use weir_contracts::{Lane, header};
 
 use super::{Engine, runs};
+use crate::commit::Positions;
 use crate::metric;
 use crate::process::{Prepared, Verdict, count};
 
@@ -15,18 +15,19 @@ use crate::process::{Prepared, Verdict, count};
 const MAX_TENANT_LABELS: usize = 50;
 
 impl Engine {
-    pub(super) fn committed(&mut self, ready: &[Prepared], next: &BTreeMap<Lane, i64>) {
-        for (lane, position) in next {
-            if let Some(owned) = self.lanes.get_mut(lane) {
-                owned.committed = *position;
-                owned.oldest_in_flight = None;
+    pub(super) fn committed(&mut self, ready: &[Prepared], next: &Positions) {
+        for ((topic, lane), position) in next {
+            if let Some(intake) = self.lanes.get_mut(lane).and_then(|owned| owned.intake(topic)) {
+                intake.committed = *position;
+                intake.oldest_in_flight = None;
             }
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let (mut emitted, mut skipped, mut rejected, mut outputs) = (0u64, 0u64, 0u64, 0u64);
+        let (mut emitted, mut skipped, mut rejected, mut retried, mut outputs) = (0u64, 0u64, 0u64, 0u64, 0u64);
         for run in runs(ready) {
-            if let Some(owned) = run.first().and_then(|prepared| self.lanes.get_mut(&prepared.raw.at.lane)) {
-                owned.in_flight = owned.in_flight.saturating_sub(run.len());
+            let Some(at) = run.first().map(|prepared| &prepared.raw.at) else { continue };
+            if let Some(intake) = self.lanes.get_mut(&at.lane).and_then(|owned| owned.intake(&at.topic)) {
+                intake.in_flight = intake.in_flight.saturating_sub(run.len());
             }
         }
         for prepared in ready {
@@ -37,11 +38,18 @@ impl Engine {
                     skipped += 1;
                     counter!(metric::SKIPPED, "stage" => self.stage, "reason" => *reason).increment(1);
                 }
+                Verdict::Retried(failure) => {
+                    retried += 1;
+                    counter!(metric::RETRIES, "stage" => self.stage, "class" => failure.class).increment(1);
+                }
                 Verdict::Rejected(failure) => {
                     rejected += 1;
                     outputs += 1;
                     counter!(metric::REJECTED, "stage" => self.stage, "class" => failure.class).increment(1);
                 }
+            }
+            if prepared.raw.at.topic != self.input {
+                counter!(metric::RETURNED, "stage" => self.stage).increment(1);
             }
             if let Some(tenant) = prepared.raw.headers.text(header::TENANT) {
                 let tenant = self.tenant_label(tenant);
@@ -50,7 +58,7 @@ impl Engine {
                     .record(now.saturating_sub(written).as_secs_f64());
             }
         }
-        for (outcome, n) in [("emitted", emitted), ("skipped", skipped), ("rejected", rejected)] {
+        for (outcome, n) in [("emitted", emitted), ("skipped", skipped), ("rejected", rejected), ("retried", retried)] {
             if n > 0 {
                 counter!(metric::RECORDS, "stage" => self.stage, "outcome" => outcome).increment(n);
             }
@@ -79,18 +87,19 @@ impl Engine {
         for (lane, owned) in &self.lanes {
             let label = lane.to_string();
             if let Some(partition) = partitions.and_then(|partitions| partitions.get(&lane.0)) {
-                let lag = (partition.hi_offset - owned.committed).max(0);
+                let lag = (partition.hi_offset - owned.fresh.committed).max(0);
                 let unstable = (partition.hi_offset - partition.ls_offset).max(0);
                 gauge!(metric::LAG_RECORDS, "stage" => self.stage, "lane" => label.clone()).set(signed(lag));
                 gauge!(metric::UNSTABLE_RECORDS, "stage" => self.stage, "lane" => label.clone()).set(signed(unstable));
             }
             let age = owned
+                .fresh
                 .oldest_uncommitted()
                 .and_then(|millis| u64::try_from(millis).ok())
                 .map_or(0.0, |millis| now.saturating_sub(Duration::from_millis(millis)).as_secs_f64());
             gauge!(metric::OLDEST_UNREAD_SECONDS, "stage" => self.stage, "lane" => label).set(age);
         }
-        let in_flight = self.lanes.values().map(|lane| lane.in_flight + lane.waiting()).sum();
+        let in_flight = self.lanes.values().map(|lane| lane.in_flight() + lane.waiting()).sum();
         gauge!(metric::IN_FLIGHT, "stage" => self.stage).set(count(in_flight));
         gauge!(metric::LANES, "stage" => self.stage).set(count(self.lanes.len()));
         if let Some((stores, _)) = &self.state {

@@ -105,6 +105,7 @@ const FILES: &[(&str, &str)] = files![
     "documents",
     "embeddings",
     "evaluations",
+    "extract-state",
     "questions",
     "request-outcomes",
     "requests",
