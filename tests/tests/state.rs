@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic, header};
 use weir_runner::{Registry, RegistryConfig, Runner, RunnerConfig};
 use weir_stage::{Batch, Outcome, Output, Stage, StageError};
-use weir_testing::{Broker, Isolation, Process, Swallow, TestTopics, TransactionProxy, eventually};
+use weir_testing::{Broker, Isolation, Process, Swallow, TestTopics, BrokerProxy, eventually};
 
 const LANES: i32 = 4;
 const KEYS: usize = 50;
@@ -257,7 +257,7 @@ fn a_store_that_was_left_alone_too_long_is_restored_as_a_whole() {
 
 #[test]
 fn a_commit_in_doubt_leaves_no_hole_in_the_state() {
-    let proxy = TransactionProxy::start();
+    let proxy = BrokerProxy::start();
     let (broker, through) = proxy.broker();
     let direct = topics(&broker, "state-doubt");
     let through = TestTopics { brokers: through, ..direct.clone() };
