@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic, header};
 use weir_runner::{Registry, RegistryConfig, Runner, RunnerConfig};
 use weir_stage::{Batch, Outcome, Output, Stage, StageError};
-use weir_testing::{Broker, Isolation, Process, Swallow, TestTopics, BrokerProxy, eventually};
+use weir_testing::{Broker, BrokerProxy, Isolation, Process, Swallow, TestTopics, eventually};
 
 const LANES: i32 = 4;
 const KEYS: usize = 50;

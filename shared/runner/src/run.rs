@@ -287,7 +287,8 @@ impl Runner {
             return Ok(Producing::AtLeastOnce(producer));
         }
         let id = format!("{group}.{}", self.instance());
-        Ok(Producing::Transactions(TransactionalProducer::new(&self.kafka, &self.config, id, changelog)?))
+        let producer = TransactionalProducer::new(&self.kafka, &self.config, id, changelog)?;
+        Ok(Producing::Transactions(Box::new(producer)))
     }
 }
 

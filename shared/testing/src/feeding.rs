@@ -17,7 +17,7 @@ impl TestTopics {
         let topic = self.full(topic);
         for (key, value) in records {
             let lane = key.bytes().map(i32::from).sum::<i32>() % lanes;
-            send(&producer, BaseRecord::to(&topic).partition(lane).key(&key).payload(&value));
+            send(&producer, BaseRecord::to(&topic).partition(lane).key(key.as_str()).payload(value.as_str()));
         }
         producer.flush(TIMEOUT).expect("everything is stored");
     }
@@ -51,6 +51,7 @@ impl TestTopics {
     fn producer(&self, settings: &[(&str, &str)]) -> BaseProducer {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers).set("enable.idempotence", "true");
+        config.set("max.in.flight.requests.per.connection", "1");
         for (name, value) in settings {
             config.set(*name, *value);
         }

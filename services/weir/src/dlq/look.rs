@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn alike_failures_are_counted_together_the_most_first() {
-        let summary = |stage: &str, class: &str, at, parked: bool| Summary {
+        let summary = |stage: &str, class: &str, at: i64, parked: bool| Summary {
             id: at.to_string(),
             stage: stage.into(),
             class: class.into(),

@@ -1,5 +1,6 @@
 //! Carries out what was decided for dead letters: transactions of a few hundred each, once each, whatever happens.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
@@ -450,9 +451,7 @@ impl Desk {
         let group = self.consumer.group_metadata();
         let group = group.ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
         self.producer.begin()?;
-        for record in records {
-            self.producer.produce(record)?;
-        }
+        self.producer.produce(&records.iter().map(Cow::Borrowed).collect::<Vec<_>>())?;
         self.producer.commit(&TopicPartitionList::new(), &group)
     }
 }
