@@ -196,7 +196,9 @@ fn documents_become_answers(weir: &Weir) {
     });
     let (lag, _) = weir.json(&["lag"]);
     let stages: Vec<_> = lag.as_array().unwrap().iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["route-documents", "extract", "chunk", "embed", "index", "route-questions", "answer", "eval"]);
+    let flow = ["route-documents", "extract", "chunk", "embed", "index", "route-questions", "answer", "eval"];
+    let tiers = ["retry.1s", "retry.2s", "retry.4s", "retry.8s"];
+    assert_eq!(stages, [flow.as_slice(), &tiers].concat());
 }
 
 fn documents_come_from_standard_input(weir: &Weir) {

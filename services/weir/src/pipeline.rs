@@ -1,6 +1,6 @@
 //! The services and their stages, as the local stack runs them and as lag is shown.
 
-use weir_contracts::Topic;
+use weir_contracts::{RETRY_TIERS, Topic};
 
 /// A service.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +26,12 @@ const fn stage(name: &'static str, input: Topic) -> StageDef {
     StageDef { name, input }
 }
 
-/// The six services, in the order in which records flow.
+/// The stage that empties a topic of delayed records has the topic's name.
+const fn tier(input: Topic) -> StageDef {
+    StageDef { name: input.name(), input }
+}
+
+/// The seven services, in the order in which records flow.
 pub const SERVICES: &[ServiceDef] = &[
     ServiceDef {
         name: "ingest",
@@ -42,6 +47,11 @@ pub const SERVICES: &[ServiceDef] = &[
         stages: &[stage("route-questions", Topic::QUESTIONS), stage("answer", Topic::ASKS)],
     },
     ServiceDef { name: "eval", port: 9106, stages: &[stage("eval", Topic::ANSWERS)] },
+    ServiceDef {
+        name: "retry",
+        port: 9107,
+        stages: &[tier(RETRY_TIERS[0].0), tier(RETRY_TIERS[1].0), tier(RETRY_TIERS[2].0), tier(RETRY_TIERS[3].0)],
+    },
 ];
 
 /// Every stage, in the order in which records flow.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// The services, in the order of the flow.
-pub const SERVICES: &[&str] = &["ingest", "chunk", "embed", "index", "generate", "eval"];
+pub const SERVICES: &[&str] = &["ingest", "chunk", "embed", "index", "generate", "eval", "retry"];
 
 /// Root of the repository.
 pub fn root() -> PathBuf {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use color_eyre::eyre::bail;
-use weir_contracts::RETRY_TIERS;
 use weir_runner::{DeadLetter, Filter};
 
 use crate::context::Context;
@@ -117,13 +116,7 @@ impl Choice {
 
 /// Every stage that may have dead letters.
 pub fn stages() -> Vec<String> {
-    let mut names: Vec<_> = pipeline::stages().map(|stage| stage.name.to_owned()).collect();
-    for (tier, _) in RETRY_TIERS {
-        if !names.iter().any(|name| name == tier.name()) {
-            names.push(tier.name().to_owned());
-        }
-    }
-    names
+    pipeline::stages().map(|stage| stage.name.to_owned()).collect()
 }
 
 /// Parses `90s`, `15m`, `2h`, `7d`.

@@ -64,7 +64,7 @@ impl Engine {
         }
         let lanes: Vec<Lane> = epochs.keys().copied().collect();
         insist(self.stage, "restoring state", || {
-            changelog.restore(stores, &lanes, now_millis()).map_err(|error| match error {
+            changelog.restore(stores, &lanes, now_millis(), &|| self.status.turn()).map_err(|error| match error {
                 RestoreError::Kafka(reason) => TransactionError::Ambiguous(reason),
                 RestoreError::Store(error) => TransactionError::Fatal(error.to_string()),
             })

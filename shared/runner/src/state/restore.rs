@@ -68,7 +68,15 @@ impl Changelog {
     ///
     /// The end is the **high** watermark, read uncommitted: the last stable offset may lie before it as long as a
     /// transaction of another lane's owner is open, and says nothing about what this lane's records decided.
-    pub(crate) fn restore(&self, stores: &Stores, lanes: &[Lane], now: i64) -> Result<(), RestoreError> {
+    ///
+    /// Calls `alive` again and again meanwhile: the loop stands still for as long as it takes.
+    pub(crate) fn restore(
+        &self,
+        stores: &Stores,
+        lanes: &[Lane],
+        now: i64,
+        alive: &dyn Fn(),
+    ) -> Result<(), RestoreError> {
         let start = Instant::now();
         let ends = self.ends(lanes)?;
         let consumer = self.consumer("read_committed")?;
@@ -88,7 +96,7 @@ impl Changelog {
             true => 0,
             false => {
                 consumer.assign(&assignment)?;
-                self.read(&consumer, stores, open, all, now)?
+                self.read(&consumer, stores, open, now, alive)?
             }
         };
         counter!(metric::STATE_RESTORED, "stage" => self.stage).increment(restored);
@@ -129,13 +137,16 @@ impl Changelog {
         consumer: &BaseConsumer,
         stores: &Stores,
         mut open: HashMap<Lane, Restoring>,
-        all: i64,
         now: i64,
+        alive: &dyn Fn(),
     ) -> Result<u64, RestoreError> {
+        let left = |open: &HashMap<Lane, Restoring>| open.values().map(|lane| lane.end - lane.next).sum::<i64>();
+        let all = left(&open);
         let mut restored = 0u64;
         let mut heard = Instant::now();
         let mut reported = Instant::now();
         while !open.is_empty() {
+            alive();
             let mut look = true;
             match consumer.poll(POLL) {
                 Some(Ok(message)) => {
@@ -189,8 +200,7 @@ impl Changelog {
             }
             if reported.elapsed() > REPORT {
                 reported = Instant::now();
-                let left: i64 = open.values().map(|lane| lane.end - lane.next).sum();
-                tracing::info!(stage = self.stage, records = restored, left, of = all, "restoring state");
+                tracing::info!(stage = self.stage, records = restored, left = left(&open), of = all, "restoring state");
             }
         }
         Ok(restored)
