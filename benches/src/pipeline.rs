@@ -11,10 +11,11 @@ use weir_contracts::{
 };
 use weir_models::{Embedder, ModelConfig};
 use weir_runner::{Publisher, Start, TopicReader};
+use weir_stack::free_ports;
 use weir_stage::Output;
 use weir_testing::{Broker, Pipeline, program};
 
-use crate::scrape::{Metrics, free_port};
+use crate::scrape::Metrics;
 use crate::{at_least, at_most};
 
 const LANES: i32 = 4;
@@ -77,7 +78,7 @@ async fn wait_indexed(pipeline: &Pipeline, reader: &mut TopicReader<DocumentStat
 
 /// Starts a service on a port of its own, where its metrics can be had.
 fn start(pipeline: &mut Pipeline, service: &str, settings: &[(&str, &str)]) -> Result<u16> {
-    let port = free_port()?;
+    let port = free_ports(1)?.into_iter().next().unwrap_or_default();
     let listen = format!("127.0.0.1:{port}");
     let settings: Vec<_> = settings.iter().copied().chain([("WEIR_HTTP__LISTEN", listen.as_str())]).collect();
     pipeline.start(service, "0", &settings);
@@ -286,7 +287,7 @@ pub async fn latency(rounds: usize) -> Result<Value> {
 pub async fn memory(documents: usize) -> Result<Value> {
     let broker = stack();
     let mut pipeline = Pipeline::new(&broker.stack, "memory", LANES).await;
-    let services = ["ingest", "chunk", "embed", "index", "generate", "eval"];
+    let services = ["ingest", "chunk", "embed", "index", "generate", "eval", "retry"];
     for service in services {
         pipeline.start(service, "0", &[]);
     }
@@ -310,7 +311,7 @@ pub async fn memory(documents: usize) -> Result<Value> {
         ensure!(evaluations.next(PATIENCE).await?.is_some(), "only {n} answers are scored\n{}", pipeline.outputs());
     }
     let peaks = peaks(&mut pipeline, &services)?;
-    let without_model = ["ingest", "chunk", "index"];
+    let without_model = ["ingest", "chunk", "index", "retry"];
     let target = |service: &&str| {
         let peak = peaks.get(*service).copied().unwrap_or(u64::MAX);
         ((*service).to_owned(), at_most(u32::try_from(peak).map_or(f64::MAX, f64::from), 150.0))

@@ -1,14 +1,9 @@
 //! What running services say of themselves.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 
 use color_eyre::eyre::{Context as _, Result, eyre};
-
-/// A port nobody listens on.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
-}
 
 /// The metrics of a service, as they are now.
 pub struct Metrics(String);

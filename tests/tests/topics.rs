@@ -11,7 +11,7 @@ use weir_contracts::{Lane, Raw, Topic};
 use weir_runner::{KafkaConfig, Publisher, Registry, RegistryConfig};
 use weir_stack::{Cluster, CreateTopic, Stack, StackConfig};
 use weir_stage::Output;
-use weir_testing::{BrokerProxy, Isolation};
+use weir_testing::{BrokerProxy, Isolation, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_produces_to_a_missing_topic_does_not_create_it() {
@@ -84,11 +84,12 @@ async fn the_first_records_of_a_partition_are_stored_though_it_was_just_coming_t
     publish("connects", 1).await.unwrap().unwrap();
     proxy.refuse(&topics.full("young"), 0);
     let first = publish("first", 0);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // The proxy has it then, and waits for the next one before it refuses.
+    let held = || eventually("the first request arrives", Duration::from_secs(10), || !proxy.will_refuse());
+    tokio::task::block_in_place(held);
     let second = publish("second", 0);
     first.await.unwrap().unwrap();
     second.await.unwrap().unwrap();
-    assert!(!proxy.will_refuse(), "nothing was refused");
     let stored = tokio::task::spawn_blocking(move || topics.read("young", Isolation::Committed)).await.unwrap();
     let values: Vec<_> = stored.iter().map(|record| String::from_utf8_lossy(&record.value).into_owned()).collect();
     assert_eq!(values, ["first", "second", "connects"], "every acknowledged record is stored, in order");

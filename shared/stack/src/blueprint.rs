@@ -69,7 +69,7 @@ impl Blueprint {
 
 /// The official server listens for REST too, which nobody asks: on any free port.
 fn official_qdrant(port: u16) -> Result<Planned, StackError> {
-    let rest = ports::free(1)?.into_iter().next().unwrap_or_default();
+    let rest = ports::free_ports(1)?.into_iter().next().unwrap_or_default();
     let settings = [
         ("QDRANT__SERVICE__HOST", "127.0.0.1".to_owned()),
         ("QDRANT__SERVICE__GRPC_PORT", port.to_string()),

@@ -35,6 +35,7 @@ pub use error::StackError;
 // The command line supervises the services with it.
 pub use folder::logs;
 pub use kafka::properties_file;
+pub use ports::free_ports;
 pub use probe::Probe;
 pub use process::{ProcessId, Supervised};
 pub use stack::Stack;

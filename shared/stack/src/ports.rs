@@ -11,7 +11,10 @@ const FREE_FROM: u16 = 20_000;
 const FREE_TO: u16 = 32_000;
 
 /// `count` ports nobody listens on.
-pub(crate) fn free(count: usize) -> Result<Vec<u16>, StackError> {
+///
+/// # Errors
+/// When there are not that many.
+pub fn free_ports(count: usize) -> Result<Vec<u16>, StackError> {
     // Held together until all are found, so that they differ.
     let mut held: Vec<(u16, TcpListener)> = Vec::with_capacity(count);
     for _ in 0..2_000 {
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn free_ports_differ() {
-        let mut ports = free(20).unwrap();
+        let mut ports = free_ports(20).unwrap();
         ports.sort_unstable();
         ports.dedup();
         assert_eq!(ports.len(), 20);

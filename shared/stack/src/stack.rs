@@ -285,7 +285,7 @@ pub(crate) struct ChosenPorts {
 impl ChosenPorts {
     /// Those that are asked for, or free ones. Refuses those that are taken, all before anything is started.
     pub fn choose(config: &StackConfig) -> Result<Self, StackError> {
-        let mut free = ports::free(3 * usize::from(config.brokers) + 2)?.into_iter();
+        let mut free = ports::free_ports(3 * usize::from(config.brokers) + 2)?.into_iter();
         let mut any = || free.next().unwrap_or_default();
         let secured = config.security.is_some();
         let chosen = match config.ports {

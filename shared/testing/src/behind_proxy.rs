@@ -1,13 +1,13 @@
 //! A broker whose clients come through the proxy.
 
-use weir_stack::Ports;
+use weir_stack::{Ports, free_ports};
 
 use crate::{Broker, BrokerProxy};
 
 impl BrokerProxy {
     /// A broker with a second listener that is advertised as this proxy; and the proxy's address.
     pub fn broker(&self) -> (Broker, String) {
-        let ports: Vec<u16> = (0..3).map(|_| free_port()).collect();
+        let ports = free_ports(3).expect("free ports");
         let base = consecutive_ports();
         let proxied = ports[0];
         let broker = Broker::start(|mut config| {
@@ -27,13 +27,9 @@ impl BrokerProxy {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
-}
-
 fn consecutive_ports() -> u16 {
     loop {
-        let port = free_port();
+        let port = free_ports(1).expect("a free port")[0];
         if port < u16::MAX && std::net::TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
             return port;
         }
