@@ -20,9 +20,10 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     cargo build --release --locked --bins \
-        -p weir-ingest -p weir-chunk -p weir-embed -p weir-index -p weir-generate -p weir-eval -p weir \
+        -p weir-ingest -p weir-chunk -p weir-embed -p weir-index -p weir-generate -p weir-eval \
+        -p weir-retry -p weir \
     && mkdir /programs \
-    && for program in weir-ingest weir-chunk weir-embed weir-index weir-generate weir-eval weir; do \
+    && for program in weir-ingest weir-chunk weir-embed weir-index weir-generate weir-eval weir-retry weir; do \
            cp "target/release/$program" /programs/; \
        done
 

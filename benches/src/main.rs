@@ -4,6 +4,7 @@ mod embed;
 mod pipeline;
 mod relay;
 mod scrape;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +35,9 @@ struct Arguments {
     /// Short documents that pass while memory is measured.
     #[arg(long, default_value_t = 100_000)]
     short_documents: usize,
+    /// Keys of the state.
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,6 +52,8 @@ enum Bench {
     Latency,
     /// Peak memory of each service while many short documents pass.
     Memory,
+    /// State: throughput with and without, and the time to own a lane with a million keys.
+    State,
 }
 
 impl Bench {
@@ -58,6 +64,7 @@ impl Bench {
             Self::Pipeline => "pipeline",
             Self::Latency => "latency",
             Self::Memory => "memory",
+            Self::State => "state",
         }
     }
 }
@@ -112,6 +119,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
         Bench::Pipeline => pipeline::run(arguments.documents).await,
         Bench::Latency => pipeline::latency(100).await,
         Bench::Memory => pipeline::memory(arguments.short_documents).await,
+        Bench::State => tokio::task::block_in_place(|| state::run(arguments.keys)),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
 use crate::TestTopics;
 
@@ -48,18 +49,34 @@ impl TestTopics {
         std::mem::forget(producer);
     }
 
-    fn producer(&self, settings: &[(&str, &str)]) -> BaseProducer {
+    fn producer(&self, settings: &[(&str, &str)]) -> BaseProducer<AllStored> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers).set("enable.idempotence", "true");
         config.set("max.in.flight.requests.per.connection", "1");
         for (name, value) in settings {
             config.set(*name, *value);
         }
-        config.create().expect("a producer")
+        config.create_with_context(AllStored).expect("a producer")
     }
 }
 
-fn send(producer: &BaseProducer, mut record: BaseRecord<'_, str, str>) {
+/// Fails the test when a record is not stored.
+struct AllStored;
+
+impl ClientContext for AllStored {}
+
+impl ProducerContext for AllStored {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            // On the way out of a failed test nobody waits for its records.
+            assert!(std::thread::panicking(), "a record was not stored: {error}");
+        }
+    }
+}
+
+fn send(producer: &BaseProducer<AllStored>, mut record: BaseRecord<'_, str, str>) {
     while let Err((error, returned)) = producer.send(record) {
         assert!(matches!(error, rdkafka::error::KafkaError::MessageProduction(_)), "{error}");
         producer.poll(Duration::from_millis(5));

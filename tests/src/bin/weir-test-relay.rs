@@ -37,6 +37,9 @@ struct Arguments {
     /// the values. The value `forget` removes the key's count.
     #[arg(long)]
     count_in: Option<PathBuf>,
+    /// Size of a count in the state.
+    #[arg(long, default_value_t = 8)]
+    value_bytes: usize,
 }
 
 struct Relay {
@@ -58,6 +61,7 @@ impl Stage for Relay {
 
 struct Count {
     work: Duration,
+    value_bytes: usize,
 }
 
 impl Stage for Count {
@@ -76,15 +80,28 @@ impl Stage for Count {
                 outcomes.push(Outcome::skip("forgotten"));
                 continue;
             }
-            let before =
-                state.get(delivery, &key)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let before = state.get(delivery, &key)?;
+            let before = before.as_ref().and_then(|value| value.first_chunk().copied()).map_or(0, u64::from_be_bytes);
             let count = before + 1;
-            state.put(delivery, &key, count.to_be_bytes());
+            // Bytes that differ from key to key, or they would compress to nothing.
+            let mut seed = key.iter().fold(count, |seed, byte| mixed(seed ^ u64::from(*byte)));
+            let filler = std::iter::repeat_with(|| {
+                seed = mixed(seed);
+                seed
+            });
+            let value = std::iter::once(count).chain(filler).flat_map(u64::to_be_bytes).take(self.value_bytes);
+            let value: Vec<u8> = value.collect();
+            state.put(delivery, &key, value);
             let output = Output::new(Topic::custom("relay-out"), key, Raw(count.to_string().into_bytes()));
             outcomes.push(Outcome::emit(output));
         }
         Ok(outcomes)
     }
+}
+
+/// A multiplication and a rotation: good enough for filling.
+fn mixed(seed: u64) -> u64 {
+    seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
 }
 
 #[tokio::main]
@@ -126,7 +143,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     });
     let (input, work) = (Topic::custom("relay-in"), Duration::from_millis(arguments.work_ms));
     let ended = match arguments.count_in {
-        Some(_) => runner.run(input, Count { work }, shutdown).await,
+        Some(_) => runner.run(input, Count { work, value_bytes: arguments.value_bytes }, shutdown).await,
         None => runner.run(input, Relay { work }, shutdown).await,
     };
     ended.map_err(|error| error.to_string())

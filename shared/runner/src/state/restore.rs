@@ -80,10 +80,12 @@ impl Changelog {
         let start = Instant::now();
         let ends = self.ends(lanes)?;
         let consumer = self.consumer("read_committed")?;
+        let cluster = consumer.client().fetch_cluster_id(CALL_TIMEOUT);
+        let cluster = cluster.ok_or_else(|| RestoreError::Kafka("the cluster does not say its id".into()))?;
         let mut assignment = TopicPartitionList::new();
         let mut open: HashMap<Lane, Restoring> = HashMap::new();
         for (lane, low, end) in ends {
-            let next = self.begin(stores, lane, (low, end), now)?;
+            let next = self.begin(stores, &cluster, lane, (low, end), now)?;
             if next < end {
                 assignment.add_partition_offset(&self.topic, lane.0, Offset::Offset(next))?;
                 open.insert(lane, Restoring { end, next, waiting: Vec::new() });
@@ -113,13 +115,22 @@ impl Changelog {
     }
 
     /// Where reading begins; a store that can't be trusted is emptied first.
-    fn begin(&self, stores: &Stores, lane: Lane, (low, end): (i64, i64), now: i64) -> Result<i64, RestoreError> {
+    fn begin(
+        &self,
+        stores: &Stores,
+        cluster: &str,
+        lane: Lane,
+        (low, end): (i64, i64),
+        now: i64,
+    ) -> Result<i64, RestoreError> {
         let Some((next, touched)) = stores.position(lane)? else {
-            stores.wipe(lane)?;
+            stores.wipe(lane, cluster)?;
             return Ok(low);
         };
         let idle = Duration::from_millis(u64::try_from(now.saturating_sub(touched)).unwrap_or_default());
-        let reason = if next < low || next > end {
+        let reason = if !stores.is_of(lane, cluster)? {
+            "it was filled from another Kafka cluster"
+        } else if next < low || next > end {
             "its position lies outside the changelog"
         } else if idle > self.tombstones_stay / 2 {
             // Compaction may have removed tombstones that it has not seen.
@@ -128,7 +139,7 @@ impl Changelog {
             return Ok(next);
         };
         tracing::info!(stage = self.stage, lane = lane.0, next, low, end, reason, "state is restored as a whole");
-        stores.wipe(lane)?;
+        stores.wipe(lane, cluster)?;
         Ok(low)
     }
 

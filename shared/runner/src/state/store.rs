@@ -22,6 +22,7 @@ const META: u8 = b'm';
 const DATA: u8 = b'd';
 const EXPIRY: u8 = b'x';
 
+const CLUSTER: &str = "cluster";
 const NEXT: &str = "next";
 const TOUCHED: &str = "touched";
 
@@ -117,9 +118,16 @@ impl Stores {
         Ok(read(NEXT)?.zip(read(TOUCHED)?))
     }
 
-    /// Empties a lane's store.
-    pub(crate) fn wipe(&self, lane: Lane) -> Result<(), StoreError> {
-        self.keyspace(lane)?.clear().map_err(|error| self.fail(&error))
+    /// Whether a lane's store was filled from this Kafka cluster.
+    pub(crate) fn is_of(&self, lane: Lane, cluster: &str) -> Result<bool, StoreError> {
+        let filled_from = self.keyspace(lane)?.get(meta(CLUSTER)).map_err(|error| self.fail(&error))?;
+        Ok(filled_from.is_some_and(|id| id.as_ref() == cluster.as_bytes()))
+    }
+
+    /// Empties a lane's store, to be filled from this Kafka cluster.
+    pub(crate) fn wipe(&self, lane: Lane, cluster: &str) -> Result<(), StoreError> {
+        let keyspace = self.keyspace(lane)?;
+        keyspace.clear().and_then(|()| keyspace.insert(meta(CLUSTER), cluster)).map_err(|error| self.fail(&error))
     }
 
     fn keyspace(&self, lane: Lane) -> Result<Keyspace, StoreError> {
