@@ -55,7 +55,7 @@ fn document() -> String {
          Written from the code by `make docs`; a test keeps it true. Every service shows its metrics at `/metrics` on \
          its health port, for Prometheus. Durations are seconds, sizes bytes. Labels have few values: tenants beyond \
          the first 50 of an instance count as `other`.\n\n\
-         What to look at first, and what the alerts mean: [operations.md](operations.md).\n",
+         What to look at first: [operations.md](operations.md); what the alerts mean: [runbooks/](runbooks/README.md).\n",
     );
     let any = listed.values().next().unwrap();
     for (scope, title) in [("every service", "Every service"), ("every stage", "Every stage")] {
@@ -193,11 +193,21 @@ fn dashboards_and_alerts_ask_for_metrics_that_exist() {
 
 /// Who is woken finds what to do.
 #[test]
-fn every_alert_is_explained_in_the_operations_guide() {
+fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
     let alerts: serde_yaml_ng::Value = serde_yaml_ng::from_str(&read("deploy/prometheus/alerts.yml")).unwrap();
-    let guide = read("docs/operations.md");
+    let index = read("docs/runbooks/README.md");
+    let mut pages = BTreeSet::from(["README.md".to_owned()]);
     for rule in alerts["groups"][0]["rules"].as_sequence().unwrap() {
         let name = rule["alert"].as_str().unwrap();
-        assert!(guide.contains(&format!("**{name}")), "docs/operations.md does not say what to do about {name}");
+        let page = format!("{name}.md");
+        assert_eq!(rule["annotations"]["runbook"].as_str(), Some(format!("docs/runbooks/{page}").as_str()), "{name}");
+        assert!(read(&format!("docs/runbooks/{page}")).contains("Over when"), "{page} does not say when it is over");
+        assert!(index.contains(&format!("[{name}]({page})")), "docs/runbooks/README.md does not list {name}");
+        pages.insert(page);
     }
+    let found: BTreeSet<String> = std::fs::read_dir(root().join("docs/runbooks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(found, pages);
 }
