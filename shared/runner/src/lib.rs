@@ -11,6 +11,7 @@ mod engine;
 mod flood;
 mod lag;
 mod lane;
+mod lane_stops;
 pub mod metric;
 mod ownership;
 mod process;
@@ -32,7 +33,7 @@ pub use dead_letters::{
 };
 pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};
-pub use reader::{ReadError, Start, TopicReader};
+pub use reader::{Entry, ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};
 pub use run::{Runner, RunnerError};
 pub use status::{PauseReason, StageStatus};

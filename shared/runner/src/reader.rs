@@ -1,6 +1,6 @@
 //! Reads a topic outside any consumer group: tables, answers, tests.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,15 @@ pub enum Start {
     Beginning,
     /// With what comes from now on: the ends are fixed before `open` returns.
     End,
+}
+
+/// What a record of a table says of its key: what it is from now on, or that it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<R> {
+    /// The key.
+    pub key: Vec<u8>,
+    /// What it stands for; none when it was removed.
+    pub record: Option<R>,
 }
 
 struct Bytes {
@@ -107,21 +116,26 @@ impl<R: Record> TopicReader<R> {
     /// When Kafka fails in a way that does not heal, or the registry does not answer.
     pub async fn next(&mut self, wait: Duration) -> Result<Option<Delivery<R>>, ReadError> {
         let deadline = Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(event) = tokio::time::timeout(left, self.events.recv()).await else { return Ok(None) };
-            match event {
-                Some(Event::Record(bytes)) => {
-                    self.passed(bytes.at.lane, bytes.at.offset + 1);
-                    if let Some(delivery) = self.decode(bytes).await? {
-                        return Ok(Some(delivery));
-                    }
-                }
-                Some(Event::End(lane, offset)) => self.passed(lane, offset),
-                Some(Event::Failed(reason)) => return Err(self.fail(reason)),
-                None => return Err(self.fail("the reader has stopped".into())),
+        while let Some(bytes) = self.next_bytes(deadline).await? {
+            if let Some(delivery) = self.decode(bytes).await? {
+                return Ok(Some(delivery));
             }
         }
+        Ok(None)
+    }
+
+    /// The next change of the table that the topic is, as [`TopicReader::next`]; records without a key are passed over.
+    ///
+    /// # Errors
+    /// As [`TopicReader::next`].
+    pub async fn next_entry(&mut self, wait: Duration) -> Result<Option<Entry<R>>, ReadError> {
+        let deadline = Instant::now() + wait;
+        while let Some(bytes) = self.next_bytes(deadline).await? {
+            if let Some(entry) = self.entry(bytes).await? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
     }
 
     /// Everything up to the ends the topic had when the reader was opened.
@@ -130,18 +144,72 @@ impl<R: Record> TopicReader<R> {
     /// As [`TopicReader::next`].
     pub async fn read_to_end(&mut self) -> Result<Vec<Delivery<R>>, ReadError> {
         let mut all = Vec::new();
-        while !self.ends.is_empty() {
-            match self.events.recv().await {
-                Some(Event::Record(bytes)) => {
-                    self.passed(bytes.at.lane, bytes.at.offset + 1);
-                    all.extend(self.decode(bytes).await?);
-                }
-                Some(Event::End(lane, offset)) => self.passed(lane, offset),
-                Some(Event::Failed(reason)) => return Err(self.fail(reason)),
-                None => return Err(self.fail("the reader has stopped".into())),
-            }
+        while let Some(bytes) = self.bytes_to_end().await? {
+            all.extend(self.decode(bytes).await?);
         }
         Ok(all)
+    }
+
+    /// The table that the topic was when the reader was opened: the last record of each key that was not removed.
+    ///
+    /// # Errors
+    /// As [`TopicReader::next`].
+    pub async fn read_table(&mut self) -> Result<BTreeMap<Vec<u8>, R>, ReadError> {
+        let mut table = BTreeMap::new();
+        while let Some(bytes) = self.bytes_to_end().await? {
+            match self.entry(bytes).await? {
+                Some(Entry { key, record: Some(record) }) => _ = table.insert(key, record),
+                Some(Entry { key, record: None }) => _ = table.remove(&key),
+                None => {}
+            }
+        }
+        Ok(table)
+    }
+
+    async fn next_bytes(&mut self, deadline: Instant) -> Result<Option<Bytes>, ReadError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(event) = tokio::time::timeout(left, self.events.recv()).await else { return Ok(None) };
+            if let Some(bytes) = self.take(event)? {
+                return Ok(Some(bytes));
+            }
+        }
+    }
+
+    /// The next record before the ends the topic had when the reader was opened.
+    async fn bytes_to_end(&mut self) -> Result<Option<Bytes>, ReadError> {
+        while !self.ends.is_empty() {
+            let event = self.events.recv().await;
+            if let Some(bytes) = self.take(event)? {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record of an event, if it is one.
+    fn take(&mut self, event: Option<Event>) -> Result<Option<Bytes>, ReadError> {
+        match event {
+            Some(Event::Record(bytes)) => {
+                self.passed(bytes.at.lane, bytes.at.offset + 1);
+                Ok(Some(bytes))
+            }
+            Some(Event::End(lane, offset)) => {
+                self.passed(lane, offset);
+                Ok(None)
+            }
+            Some(Event::Failed(reason)) => Err(self.fail(reason)),
+            None => Err(self.fail("the reader has stopped".into())),
+        }
+    }
+
+    async fn entry(&self, bytes: Bytes) -> Result<Option<Entry<R>>, ReadError> {
+        let Some(key) = bytes.key.clone() else { return Ok(None) };
+        if bytes.value.is_none() {
+            return Ok(Some(Entry { key, record: None }));
+        }
+        let decoded = self.decode(bytes).await?;
+        Ok(decoded.map(|delivery| Entry { key, record: Some(delivery.record) }))
     }
 
     /// The topic was read up to `position`; the end of a partition may be a marker no record follows.
