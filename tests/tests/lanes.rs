@@ -36,8 +36,9 @@ struct Relay {
 
 impl Relay {
     fn new(test: &str) -> Self {
-        let lanes =
-            ["relay-in", "relay-out", "dlq.relay", "relay.again", "relay-state"].map(|topic| (topic, LANES)).into_iter();
+        let lanes = ["relay-in", "relay-out", "dlq.relay", "relay.again", "relay-state"]
+            .map(|topic| (topic, LANES))
+            .into_iter();
         let all: Vec<_> = lanes.chain([("lanes", 1)]).collect();
         let topics = broker().topics(test, &all);
         let mut specs = declared().unwrap();

@@ -174,7 +174,11 @@ fn choose<'a>(args: &Resume, stops: &'a [LaneStop]) -> color_eyre::Result<Vec<&'
     let of_stage: Vec<_> = stops.iter().filter(|stop| stop.stage == args.stage).collect();
     let stopped = |stops: &mut dyn Iterator<Item = &LaneStop>| -> String {
         let names: Vec<_> = stops.map(|stop| format!("{}/{}", stop.stage, stop.lane)).collect();
-        if names.is_empty() { "no lane of any stage is stopped".into() } else { format!("stopped: {}", names.join(", ")) }
+        if names.is_empty() {
+            "no lane of any stage is stopped".into()
+        } else {
+            format!("stopped: {}", names.join(", "))
+        }
     };
     if of_stage.is_empty() {
         bail!("no lane of {} is stopped ({})", args.stage, stopped(&mut stops.iter()));
@@ -218,9 +222,8 @@ mod tests {
     #[test]
     fn what_is_not_stopped_is_not_resumed_and_what_is_stopped_is_named() {
         let stops = [stop("extract", 1), stop("extract", 4), stop("index", 4)];
-        let lanes = |args: &Resume| -> Vec<i32> {
-            choose(args, &stops).unwrap().into_iter().map(|stop| stop.lane.0).collect()
-        };
+        let lanes =
+            |args: &Resume| -> Vec<i32> { choose(args, &stops).unwrap().into_iter().map(|stop| stop.lane.0).collect() };
         assert_eq!(lanes(&resume(&[], true)), [1, 4]);
         assert_eq!(lanes(&resume(&[4, 4], false)), [4]);
         let error = choose(&resume(&[2], false), &stops).unwrap_err().to_string();

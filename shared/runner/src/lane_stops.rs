@@ -176,16 +176,13 @@ impl Follower {
                 }
                 Err(error) => tracing::debug!(stage = self.stage, %error, "reading the table of stopped lanes"),
             }
-            tokio::time::sleep(backoff.next(&mut rand::rng(), Some(FIRST_RETRY))).await;
+            let pause = backoff.next(&mut rand::rng(), Some(FIRST_RETRY));
+            tokio::time::sleep(pause).await;
         }
     }
 
     /// Follows the topic until the loop is gone.
-    async fn read(
-        &self,
-        known: &mut Option<BTreeMap<Lane, LaneStop>>,
-        backoff: &mut Backoff,
-    ) -> Result<(), ReadError> {
+    async fn read(&self, known: &mut Option<BTreeMap<Lane, LaneStop>>, backoff: &mut Backoff) -> Result<(), ReadError> {
         let registry = self.registry.clone();
         let mut reader: TopicReader<LaneStop> =
             TopicReader::open(&self.kafka, registry, Topic::LANES, Start::Beginning).await?;
@@ -262,7 +259,8 @@ impl Announcer {
                         "the stop of a lane could not be stored yet: a restart would start the lane again"
                     ),
                 }
-                tokio::time::sleep(backoff.next(&mut rand::rng(), Some(FIRST_RETRY))).await;
+                let pause = backoff.next(&mut rand::rng(), Some(FIRST_RETRY));
+                tokio::time::sleep(pause).await;
             }
         }
     }

@@ -8,6 +8,7 @@ mod config;
 mod dead_letter;
 mod dead_letters;
 mod engine;
+mod extent;
 mod flood;
 mod lag;
 mod lane;
@@ -31,6 +32,7 @@ pub use dead_letters::{
     Action, DeadLetter, DeadLetterError, DeadLetters, Decision, Filter, NotPortable, Pace, Parked, Plan, Portable,
     PortableBytes, PortableHeader, Report, Step,
 };
+pub use extent::{Extent, extent};
 pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};
 pub use reader::{Entry, ReadError, Start, TopicReader};

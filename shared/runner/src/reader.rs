@@ -144,10 +144,23 @@ impl<R: Record> TopicReader<R> {
     /// As [`TopicReader::next`].
     pub async fn read_to_end(&mut self) -> Result<Vec<Delivery<R>>, ReadError> {
         let mut all = Vec::new();
-        while let Some(bytes) = self.bytes_to_end().await? {
-            all.extend(self.decode(bytes).await?);
+        while let Some(delivery) = self.next_before_end().await? {
+            all.push(delivery);
         }
         Ok(all)
+    }
+
+    /// The next record before the ends the topic had when the reader was opened, one after another.
+    ///
+    /// # Errors
+    /// As [`TopicReader::next`].
+    pub async fn next_before_end(&mut self) -> Result<Option<Delivery<R>>, ReadError> {
+        while let Some(bytes) = self.bytes_to_end().await? {
+            if let Some(delivery) = self.decode(bytes).await? {
+                return Ok(Some(delivery));
+            }
+        }
+        Ok(None)
     }
 
     /// The table that the topic was when the reader was opened: the last record of each key that was not removed.

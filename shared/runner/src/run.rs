@@ -116,10 +116,11 @@ impl Runner {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let (outcome, engine) = match self.set_up(input, shared, stops, &retries, token, ownership, batches, done) {
-                    Ok(mut engine) => (engine.run(), Some(engine)),
-                    Err(reason) => (Err(reason), None),
-                };
+                let (outcome, engine) =
+                    match self.set_up(input, shared, stops, &retries, token, ownership, batches, done) {
+                        Ok(mut engine) => (engine.run(), Some(engine)),
+                        Err(reason) => (Err(reason), None),
+                    };
                 // A failure is reported at once: leaving the group may take long when Kafka is the cause.
                 if outcome.is_ok() {
                     drop(engine);
