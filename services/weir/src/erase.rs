@@ -4,6 +4,7 @@ mod documents;
 mod fate;
 mod places;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -62,15 +63,15 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
     let registry = registry(context)?;
     let scope = Scope { tenant: &context.tenant, document: args.document.as_ref() };
     let mut documents = Documents::find(context, &registry, scope.tenant, scope.document).await?;
-    let stored: Vec<DocumentId> = documents.stored().cloned().collect();
+    // With --wait also those whose deletion is on its way: a second one is a duplicate and changes nothing.
+    let asked: Vec<DocumentId> =
+        if args.wait { documents.pending().cloned().collect() } else { documents.stored().cloned().collect() };
     let mut sent = 0;
-    if !args.dry_run && !(stored.is_empty() && documents.pending().next().is_none()) {
-        if args.document.is_none() && !args.yes && !stored.is_empty() && !confirmed(stored.len(), context)? {
+    if !args.dry_run && !asked.is_empty() {
+        if args.document.is_none() && !args.yes && !confirmed(asked.len(), context)? {
             println!("Nothing was deleted.");
             return Ok(ExitCode::from(FOUND));
         }
-        // Also those whose deletion is on its way, to wait for them: a second one is a duplicate and changes nothing.
-        let asked = if args.wait { documents.pending().cloned().collect() } else { stored };
         sent = delete(asked, &args, context).await?;
         documents = Documents::find(context, &registry, scope.tenant, scope.document).await?;
     }
@@ -106,12 +107,11 @@ async fn delete(documents: Vec<DocumentId>, args: &Args, context: &Context) -> c
         large_files: LargeFiles::Refuse,
         content_type: None,
         title: None,
-        metadata: std::collections::BTreeMap::new(),
+        metadata: BTreeMap::new(),
         wait: args.wait,
         patience: Duration::from_secs(args.patience),
     };
-    let found =
-        |id| Found { id, source: Source::Bytes(Vec::new()), title: None, metadata: std::collections::BTreeMap::new() };
+    let found = |id| Found { id, source: Source::Bytes(Vec::new()), title: None, metadata: BTreeMap::new() };
     let report = send::send(context, documents.into_iter().map(found).collect(), &options).await?;
     Ok(report.ledger.counts().sent)
 }
