@@ -14,7 +14,7 @@ use weir_contracts::{Lane, LaneStop, Topic, lane_key, lane_of_key};
 use weir_stage::Output;
 
 use crate::backoff::Backoff;
-use crate::{Entry, KafkaConfig, Publisher, ReadError, Registry, Start, TopicReader};
+use crate::{Entry, KafkaConfig, Publisher, ReadError, Registry, TopicReader};
 
 /// How long a look at the topic waits for something new.
 const WAIT: Duration = Duration::from_secs(1);
@@ -174,6 +174,10 @@ impl Follower {
                     let _ = self.news.send(News::Absent);
                     return;
                 }
+                // The stage waits for it.
+                Err(error) if known.is_none() => {
+                    tracing::warn!(stage = self.stage, %error, "reading the table of stopped lanes");
+                }
                 Err(error) => tracing::debug!(stage = self.stage, %error, "reading the table of stopped lanes"),
             }
             let pause = backoff.next(&mut rand::rng(), Some(FIRST_RETRY));
@@ -184,8 +188,7 @@ impl Follower {
     /// Follows the topic until the loop is gone.
     async fn read(&self, known: &mut Option<BTreeMap<Lane, LaneStop>>, backoff: &mut Backoff) -> Result<(), ReadError> {
         let registry = self.registry.clone();
-        let mut reader: TopicReader<LaneStop> =
-            TopicReader::open(&self.kafka, registry, Topic::LANES, Start::Beginning).await?;
+        let mut reader: TopicReader<LaneStop> = TopicReader::follow(&self.kafka, registry, Topic::LANES).await?;
         let table = reader.read_table().await?;
         let table = table.into_iter().filter_map(|(key, stop)| Some((self.lane(&key)?, stop))).collect();
         for change in differences(&known.take().unwrap_or_default(), &table) {

@@ -19,6 +19,10 @@ use crate::{KafkaConfig, Registry};
 
 const QUEUE: usize = 256;
 const POLL: Duration = Duration::from_millis(50);
+/// How long the broker holds a request back while there is nothing to read: for readers that somebody waits for, and
+/// for those that stay.
+const QUICK: Duration = Duration::from_millis(20);
+const SELDOM: Duration = Duration::from_millis(500);
 
 /// A topic can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -92,9 +96,28 @@ impl<R: Record> TopicReader<R> {
         topic: String,
         start: Start,
     ) -> Result<Self, ReadError> {
+        Self::open_with(kafka, registry, topic, start, QUICK).await
+    }
+
+    /// Opens all partitions of a topic from the beginning, to be followed for long: new records may be seen half a
+    /// second late, and the broker is asked seldom.
+    ///
+    /// # Errors
+    /// As [`TopicReader::open`].
+    pub async fn follow(kafka: &KafkaConfig, registry: Registry, topic: Topic) -> Result<Self, ReadError> {
+        Self::open_with(kafka, registry, kafka.topics().full(topic), Start::Beginning, SELDOM).await
+    }
+
+    async fn open_with(
+        kafka: &KafkaConfig,
+        registry: Registry,
+        topic: String,
+        start: Start,
+        fetch_wait: Duration,
+    ) -> Result<Self, ReadError> {
         let kafka = kafka.clone();
         let name = topic.clone();
-        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start)).await;
+        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start, fetch_wait)).await;
         let (consumer, ends) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(reason)) => return Err(ReadError { topic, reason }),
@@ -262,13 +285,13 @@ impl<R: Record> TopicReader<R> {
 
 type Opened = (BaseConsumer, HashMap<Lane, i64>);
 
-fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start) -> Result<Opened, String> {
+fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, fetch_wait: Duration) -> Result<Opened, String> {
     let mut config = consumer_config(kafka);
     config
         .set("group.id", "weir-reader")
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "4096")
-        .set("fetch.wait.max.ms", "20");
+        .set("fetch.wait.max.ms", fetch_wait.as_millis().to_string());
     let consumer: BaseConsumer = config.create().map_err(|error| error.to_string())?;
     let partitions = partitions(&consumer, topic)?;
     let mut assignment = TopicPartitionList::new();
