@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use weir_contracts::{Lane, Record, Topic, unframe};
 use weir_stage::{Coordinates, Delivery, Headers};
 
-use crate::client::{CALL_TIMEOUT, client_config, consumer_config};
+use crate::client::{CALL_TIMEOUT, LogContext, client_config, consumer_config};
 use crate::{KafkaConfig, Registry};
 
 const QUEUE: usize = 256;
@@ -283,7 +283,7 @@ impl<R: Record> TopicReader<R> {
     }
 }
 
-type Opened = (BaseConsumer, HashMap<Lane, i64>);
+type Opened = (BaseConsumer<LogContext>, HashMap<Lane, i64>);
 
 fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, fetch_wait: Duration) -> Result<Opened, String> {
     let mut config = consumer_config(kafka);
@@ -292,7 +292,7 @@ fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, fetch_wait: Dur
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "4096")
         .set("fetch.wait.max.ms", fetch_wait.as_millis().to_string());
-    let consumer: BaseConsumer = config.create().map_err(|error| error.to_string())?;
+    let consumer = config.create_with_context(LogContext).map_err(|error: KafkaError| error.to_string())?;
     let partitions = partitions(&consumer, topic)?;
     let mut assignment = TopicPartitionList::new();
     let mut ends = HashMap::new();
@@ -342,7 +342,7 @@ pub(crate) fn partitions<C: rdkafka::consumer::ConsumerContext>(
     Ok(partitions)
 }
 
-fn read(consumer: &BaseConsumer<DefaultConsumerContext>, topic: &Arc<str>, events: &mpsc::Sender<Event>) {
+fn read(consumer: &BaseConsumer<LogContext>, topic: &Arc<str>, events: &mpsc::Sender<Event>) {
     while !events.is_closed() {
         let event = match consumer.poll(POLL) {
             None => continue,
