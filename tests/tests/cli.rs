@@ -155,6 +155,7 @@ fn from_up_to_down() {
     one_trace_leads_from_a_request_to_its_end(&weir, &collector);
     what_was_rejected_is_said(&weir);
     a_document_can_be_deleted(&weir);
+    what_is_left_of_deleted_documents_is_said(&weir);
     up_twice_is_harmless(&weir);
     a_killed_service_comes_back(&weir);
     a_killed_supervisor_leaves_no_services(&weir);
@@ -432,6 +433,47 @@ fn a_document_can_be_deleted(weir: &Weir) {
     assert_eq!(sent["counts"]["deleted"], 1, "{sent}");
     let (status, _) = weir.json(&["status", "note.txt"]);
     assert_eq!(status["status"]["state"], "deleted", "{status}");
+}
+
+fn what_is_left_of_deleted_documents_is_said(weir: &Weir) {
+    let fate = |report: &Value, place: &str| {
+        let places = report["places"].as_array().unwrap();
+        places.iter().find(|one| one["place"] == place).unwrap_or_else(|| panic!("{place}: {report}")).clone()
+    };
+    // Deleted before: nothing is asked for once more, and every copy that is left has its bound.
+    let (report, settled) = weir.json(&["erase", "--document", "note.txt"]);
+    assert!(settled, "{report}");
+    assert_eq!((&report["sent"], &report["deleted"]), (&Value::from(0), &Value::from(1)), "{report}");
+    assert_eq!(fate(&report, "deletion")["state"], "gone", "{report}");
+    let texts = fate(&report, "documents");
+    assert_eq!(texts["state"], "by", "the broker does not compact so soon: {report}");
+    assert!(texts["why"].as_str().unwrap().contains("max.compaction.lag.ms (7 d)"), "{report}");
+    let chunks = fate(&report, "chunks");
+    let (day, bound) = (86_400_000, chunks["at"].as_i64().unwrap() - texts["at"].as_i64().unwrap());
+    assert!((bound - 3 * day).abs() < day, "3 days after a segment of 7: {report}");
+    assert_eq!(report["gone_by"].as_i64().unwrap() / day, fate(&report, "requests")["at"].as_i64().unwrap() / day);
+    eventually("its points are gone", || {
+        let (report, _) = weir.json(&["erase", "--dry-run", "--document", "note.txt"]);
+        fate(&report, "Qdrant: points")["state"] == "gone"
+    });
+
+    // A whole tenant, only if somebody says so.
+    let tenant = ["erase", "--tenant", "lines"];
+    let refused = weir.run(&tenant);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("--yes"), "{refused:?}");
+    let (report, settled) = weir.json(&[&tenant[..], &["--dry-run"]].concat());
+    assert!(!settled, "two documents are not deleted: {report}");
+    assert_eq!(report["pending"], serde_json::json!(["a", "b"]), "{report}");
+    let (report, settled) = weir.json(&[&tenant[..], &["--yes", "--wait"]].concat());
+    assert!(settled, "{report}\n{}", weir.logs());
+    assert_eq!((&report["sent"], &report["deleted"]), (&Value::from(2), &Value::from(2)), "{report}");
+
+    // What was rejected waits for somebody.
+    let (report, settled) = weir.json(&["erase", "--dry-run", "--document", "noise.bin"]);
+    assert!(!settled, "{report}");
+    let letters = fate(&report, "dlq.*: outstanding");
+    assert_eq!(letters["state"], "outstanding", "{report}");
+    assert!(letters["cure"].as_str().unwrap().contains("weir dlq discard"), "{report}");
 }
 
 fn up_twice_is_harmless(weir: &Weir) {

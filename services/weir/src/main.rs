@@ -9,11 +9,13 @@ mod demo;
 mod dlq;
 mod doctor;
 mod down;
+mod erase;
 mod eval;
 mod exit;
 mod fleet;
 mod ingest;
 mod lag;
+mod lanes;
 mod ledger;
 mod pipeline;
 mod progress;
@@ -75,6 +77,10 @@ enum Command {
     Lag(lag::Args),
     /// What was rejected, and why.
     Dlq(dlq::Args),
+    /// Delete documents, and say by when the last copy of them is gone.
+    Erase(erase::Args),
+    /// Lanes that are stopped because too much was rejected, and letting them go on.
+    Lanes(lanes::Args),
     /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
     Stack(stack::Args),
     /// Make the topics of the cluster match topics/*.toml.
@@ -107,6 +113,8 @@ impl Command {
             Self::Eval(args) => eval::run(args, context).await,
             Self::Lag(args) => lag::run(args, context).await,
             Self::Dlq(args) => dlq::run(args, context).await,
+            Self::Erase(args) => erase::run(args, context).await,
+            Self::Lanes(args) => lanes::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,
             Self::Topics(args) => topics::run(args, context).await,
             Self::Schemas(args) => schemas::run(args, context).await,

@@ -81,7 +81,11 @@ pub async fn read_all<R: Record>(
     Ok(reader.read_to_end().await?)
 }
 
-async fn open<R: Record>(
+/// Opens a topic to be read from there on.
+///
+/// # Errors
+/// When the topic does not exist or Kafka does not answer.
+pub async fn open<R: Record>(
     context: &Context,
     registry: &Registry,
     topic: Topic,

@@ -24,6 +24,19 @@ impl fmt::Display for Lane {
     }
 }
 
+/// Key in topic `lanes` of a stage's lane.
+#[must_use]
+pub fn lane_key(stage: &str, lane: Lane) -> String {
+    format!("{stage}/{lane}")
+}
+
+/// The stage and the lane that a key in topic `lanes` names.
+#[must_use]
+pub fn lane_of_key(key: &[u8]) -> Option<(&str, Lane)> {
+    let (stage, lane) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
+    Some((stage, Lane(lane.parse().ok()?)))
+}
+
 /// MurmurHash2 with Kafka's seed, 32 bits (org.apache.kafka.common.utils.Utils.murmur2).
 #[must_use]
 pub fn murmur2(data: &[u8]) -> u32 {
@@ -53,6 +66,14 @@ pub fn murmur2(data: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_names_the_stage_and_the_lane_it_was_made_of() {
+        assert_eq!(lane_of_key(lane_key("retry.1s", Lane(11)).as_bytes()), Some(("retry.1s", Lane(11))));
+        for other in ["extract", "extract/", "extract/x"] {
+            assert_eq!(lane_of_key(other.as_bytes()), None, "{other}");
+        }
+    }
 
     /// Values from the unit test of Kafka's own Utils.murmur2.
     #[test]

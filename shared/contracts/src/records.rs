@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{CodecError, Record, SchemaDef, decode_avro, encode_avro};
-use crate::{DocumentId, RequestId, Revision, TenantId};
+use crate::{DocumentId, Lane, RequestId, Revision, TenantId};
 
 macro_rules! avro_record {
     ($type:ty, $schema:ident) => {
@@ -38,6 +38,7 @@ pub(crate) static SCHEMAS: &[&SchemaDef] = &[
     &EVALUATION,
     &USAGE,
     &TENANT,
+    &LANE_STOP,
 ];
 
 /// Store (or replace) the document, or delete it.
@@ -569,3 +570,33 @@ pub struct Tenant {
 
 static TENANT: SchemaDef = SchemaDef::new("tenant", include_str!("../../../schemas/tenant.avsc"));
 avro_record!(Tenant, TENANT);
+
+/// flood: so many records were rejected that the cause is probably not the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// `flood`
+    Flood,
+}
+
+/// A lane of a stage that is stopped until somebody resumes it. In topic lanes, compacted, keyed stage/lane; a tombstone resumes the lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStop {
+    /// Name of the stage.
+    pub stage: String,
+    /// The lane: a partition of what the stage reads.
+    pub lane: Lane,
+    /// flood: so many records were rejected that the cause is probably not the records.
+    pub reason: StopReason,
+    /// What was counted, in words for a person.
+    pub message: String,
+    /// Class of the last failure that was counted.
+    pub class: Option<String>,
+    /// Offset in what the stage reads of the first record that waits.
+    pub offset: i64,
+    /// When the lane was stopped, milliseconds since the Unix epoch, UTC.
+    pub since: i64,
+}
+
+static LANE_STOP: SchemaDef = SchemaDef::new("lane-stop", include_str!("../../../schemas/lane-stop.avsc"));
+avro_record!(LaneStop, LANE_STOP);

@@ -41,6 +41,8 @@ impl Topic {
     pub const USAGE: Topic = Topic("usage");
     /// Configuration of the tenants.
     pub const TENANTS: Topic = Topic("tenants");
+    /// Lanes that are stopped until somebody resumes them.
+    pub const LANES: Topic = Topic("lanes");
 
     /// A topic of a custom service.
     #[must_use]

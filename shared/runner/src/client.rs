@@ -5,6 +5,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
 use crate::KafkaConfig;
@@ -58,6 +59,8 @@ impl ClientContext for LogContext {
         tracing::debug!(target: "librdkafka", %error, reason, "client error");
     }
 }
+
+impl ConsumerContext for LogContext {}
 
 /// One line of librdkafka's log. It reports every lost connection as an error, although it heals by itself: those
 /// are warnings here.

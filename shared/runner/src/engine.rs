@@ -3,8 +3,9 @@
 
 mod rebalance;
 mod report;
+mod stops;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use crate::assignment::{GroupContext, Rebalance};
 use crate::backoff::Backoff;
 use crate::commit::{Committer, Positions, Verified};
 use crate::lane::OwnedLane;
+use crate::lane_stops::LaneStops;
 use crate::ownership::Ownership;
 use crate::process::{Prepared, Processed, RawRecord};
 use crate::state::{Changelog, SharedStores};
@@ -48,6 +50,10 @@ pub(crate) struct Engine {
     pub(crate) batches: tokio::sync::mpsc::Sender<Vec<RawRecord>>,
     pub(crate) done: mpsc::Receiver<Processed>,
     pub(crate) lanes: BTreeMap<Lane, OwnedLane>,
+    /// Which lanes stand still until somebody resumes them.
+    pub(crate) stops: LaneStops,
+    /// Lanes that were resumed and do not flow yet.
+    pub(crate) resuming: BTreeSet<Lane>,
     pub(crate) processing: bool,
     pub(crate) ready: Vec<Prepared>,
     /// How many of `ready`, from the first on, are in the open transaction.
@@ -79,6 +85,7 @@ impl Engine {
             progressed |= self.dispatch();
             progressed |= self.commit_due()?;
             progressed |= self.commit_markers()?;
+            progressed |= self.serve_stops()?;
             self.report();
             if !progressed {
                 std::thread::park_timeout(self.sleep());

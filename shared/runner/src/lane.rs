@@ -116,9 +116,15 @@ impl OwnedLane {
     /// Forgets what waits; whoever owns the lane next reads it again.
     pub(crate) fn discard(&mut self) {
         for intake in self.intakes_mut() {
-            intake.buffer.clear();
-            intake.buffered_bytes = 0;
+            intake.forget();
         }
+    }
+
+    /// Goes on under a new epoch, as if the lane had just been assigned.
+    pub(crate) fn resume(&mut self, epoch: LaneEpoch) {
+        self.epoch = epoch;
+        self.stopped = false;
+        self.flood = FloodGauge::default();
     }
 }
 
@@ -172,6 +178,26 @@ impl Intake {
             oldest_in_flight: None,
             last_taken: 0,
         }
+    }
+
+    /// Offset of the first record that was not handed to the processor.
+    pub(crate) fn first_waiting(&self) -> i64 {
+        self.buffer.front().map_or(self.next_read, |raw| raw.at.offset)
+    }
+
+    fn forget(&mut self) {
+        self.buffer.clear();
+        self.buffered_bytes = 0;
+        self.in_flight = 0;
+        self.oldest_in_flight = None;
+    }
+
+    /// What comes next is the record at `offset`: the consumer was told to go back there.
+    pub(crate) fn rewind(&mut self, offset: i64) {
+        self.forget();
+        self.committed = offset;
+        self.next_read = offset;
+        self.at_end = false;
     }
 
     fn read(&mut self, epoch: LaneEpoch, room: usize, turn: &mut Turn) {

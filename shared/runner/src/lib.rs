@@ -8,9 +8,11 @@ mod config;
 mod dead_letter;
 mod dead_letters;
 mod engine;
+mod extent;
 mod flood;
 mod lag;
 mod lane;
+mod lane_stops;
 pub mod metric;
 mod ownership;
 mod process;
@@ -30,9 +32,10 @@ pub use dead_letters::{
     Action, DeadLetter, DeadLetterError, DeadLetters, Decision, Filter, NotPortable, Pace, Parked, Plan, Portable,
     PortableBytes, PortableHeader, Report, Step,
 };
+pub use extent::{Extent, extent};
 pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};
-pub use reader::{ReadError, Start, TopicReader};
+pub use reader::{Entry, ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};
 pub use run::{Runner, RunnerError};
 pub use status::{PauseReason, StageStatus};

@@ -1,12 +1,12 @@
 //! Reads a topic outside any consumer group: tables, answers, tests.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers as _, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -14,11 +14,15 @@ use tokio::sync::mpsc;
 use weir_contracts::{Lane, Record, Topic, unframe};
 use weir_stage::{Coordinates, Delivery, Headers};
 
-use crate::client::{CALL_TIMEOUT, client_config, consumer_config};
+use crate::client::{CALL_TIMEOUT, LogContext, client_config, consumer_config};
 use crate::{KafkaConfig, Registry};
 
 const QUEUE: usize = 256;
 const POLL: Duration = Duration::from_millis(50);
+/// How long the broker holds a request back while there is nothing to read: for readers that somebody waits for, and
+/// for those that stay.
+const QUICK: Duration = Duration::from_millis(20);
+const SELDOM: Duration = Duration::from_millis(500);
 
 /// A topic can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,15 @@ pub enum Start {
     Beginning,
     /// With what comes from now on: the ends are fixed before `open` returns.
     End,
+}
+
+/// What a record of a table says of its key: what it is from now on, or that it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<R> {
+    /// The key.
+    pub key: Vec<u8>,
+    /// What it stands for; none when it was removed.
+    pub record: Option<R>,
 }
 
 struct Bytes {
@@ -83,9 +96,28 @@ impl<R: Record> TopicReader<R> {
         topic: String,
         start: Start,
     ) -> Result<Self, ReadError> {
+        Self::open_with(kafka, registry, topic, start, QUICK).await
+    }
+
+    /// Opens all partitions of a topic from the beginning, to be followed for long: new records may be seen half a
+    /// second late, and the broker is asked seldom.
+    ///
+    /// # Errors
+    /// As [`TopicReader::open`].
+    pub async fn follow(kafka: &KafkaConfig, registry: Registry, topic: Topic) -> Result<Self, ReadError> {
+        Self::open_with(kafka, registry, kafka.topics().full(topic), Start::Beginning, SELDOM).await
+    }
+
+    async fn open_with(
+        kafka: &KafkaConfig,
+        registry: Registry,
+        topic: String,
+        start: Start,
+        fetch_wait: Duration,
+    ) -> Result<Self, ReadError> {
         let kafka = kafka.clone();
         let name = topic.clone();
-        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start)).await;
+        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start, fetch_wait)).await;
         let (consumer, ends) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(reason)) => return Err(ReadError { topic, reason }),
@@ -107,21 +139,26 @@ impl<R: Record> TopicReader<R> {
     /// When Kafka fails in a way that does not heal, or the registry does not answer.
     pub async fn next(&mut self, wait: Duration) -> Result<Option<Delivery<R>>, ReadError> {
         let deadline = Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(event) = tokio::time::timeout(left, self.events.recv()).await else { return Ok(None) };
-            match event {
-                Some(Event::Record(bytes)) => {
-                    self.passed(bytes.at.lane, bytes.at.offset + 1);
-                    if let Some(delivery) = self.decode(bytes).await? {
-                        return Ok(Some(delivery));
-                    }
-                }
-                Some(Event::End(lane, offset)) => self.passed(lane, offset),
-                Some(Event::Failed(reason)) => return Err(self.fail(reason)),
-                None => return Err(self.fail("the reader has stopped".into())),
+        while let Some(bytes) = self.next_bytes(deadline).await? {
+            if let Some(delivery) = self.decode(bytes).await? {
+                return Ok(Some(delivery));
             }
         }
+        Ok(None)
+    }
+
+    /// The next change of the table that the topic is, as [`TopicReader::next`]; records without a key are passed over.
+    ///
+    /// # Errors
+    /// As [`TopicReader::next`].
+    pub async fn next_entry(&mut self, wait: Duration) -> Result<Option<Entry<R>>, ReadError> {
+        let deadline = Instant::now() + wait;
+        while let Some(bytes) = self.next_bytes(deadline).await? {
+            if let Some(entry) = self.entry(bytes).await? {
+                return Ok(Some(entry));
+            }
+        }
+        Ok(None)
     }
 
     /// Everything up to the ends the topic had when the reader was opened.
@@ -130,18 +167,85 @@ impl<R: Record> TopicReader<R> {
     /// As [`TopicReader::next`].
     pub async fn read_to_end(&mut self) -> Result<Vec<Delivery<R>>, ReadError> {
         let mut all = Vec::new();
-        while !self.ends.is_empty() {
-            match self.events.recv().await {
-                Some(Event::Record(bytes)) => {
-                    self.passed(bytes.at.lane, bytes.at.offset + 1);
-                    all.extend(self.decode(bytes).await?);
-                }
-                Some(Event::End(lane, offset)) => self.passed(lane, offset),
-                Some(Event::Failed(reason)) => return Err(self.fail(reason)),
-                None => return Err(self.fail("the reader has stopped".into())),
-            }
+        while let Some(delivery) = self.next_before_end().await? {
+            all.push(delivery);
         }
         Ok(all)
+    }
+
+    /// The next record before the ends the topic had when the reader was opened, one after another.
+    ///
+    /// # Errors
+    /// As [`TopicReader::next`].
+    pub async fn next_before_end(&mut self) -> Result<Option<Delivery<R>>, ReadError> {
+        while let Some(bytes) = self.bytes_to_end().await? {
+            if let Some(delivery) = self.decode(bytes).await? {
+                return Ok(Some(delivery));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The table that the topic was when the reader was opened: the last record of each key that was not removed.
+    ///
+    /// # Errors
+    /// As [`TopicReader::next`].
+    pub async fn read_table(&mut self) -> Result<BTreeMap<Vec<u8>, R>, ReadError> {
+        let mut table = BTreeMap::new();
+        while let Some(bytes) = self.bytes_to_end().await? {
+            match self.entry(bytes).await? {
+                Some(Entry { key, record: Some(record) }) => _ = table.insert(key, record),
+                Some(Entry { key, record: None }) => _ = table.remove(&key),
+                None => {}
+            }
+        }
+        Ok(table)
+    }
+
+    async fn next_bytes(&mut self, deadline: Instant) -> Result<Option<Bytes>, ReadError> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(event) = tokio::time::timeout(left, self.events.recv()).await else { return Ok(None) };
+            if let Some(bytes) = self.take(event)? {
+                return Ok(Some(bytes));
+            }
+        }
+    }
+
+    /// The next record before the ends the topic had when the reader was opened.
+    async fn bytes_to_end(&mut self) -> Result<Option<Bytes>, ReadError> {
+        while !self.ends.is_empty() {
+            let event = self.events.recv().await;
+            if let Some(bytes) = self.take(event)? {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The record of an event, if it is one.
+    fn take(&mut self, event: Option<Event>) -> Result<Option<Bytes>, ReadError> {
+        match event {
+            Some(Event::Record(bytes)) => {
+                self.passed(bytes.at.lane, bytes.at.offset + 1);
+                Ok(Some(bytes))
+            }
+            Some(Event::End(lane, offset)) => {
+                self.passed(lane, offset);
+                Ok(None)
+            }
+            Some(Event::Failed(reason)) => Err(self.fail(reason)),
+            None => Err(self.fail("the reader has stopped".into())),
+        }
+    }
+
+    async fn entry(&self, bytes: Bytes) -> Result<Option<Entry<R>>, ReadError> {
+        let Some(key) = bytes.key.clone() else { return Ok(None) };
+        if bytes.value.is_none() {
+            return Ok(Some(Entry { key, record: None }));
+        }
+        let decoded = self.decode(bytes).await?;
+        Ok(decoded.map(|delivery| Entry { key, record: Some(delivery.record) }))
     }
 
     /// The topic was read up to `position`; the end of a partition may be a marker no record follows.
@@ -179,16 +283,16 @@ impl<R: Record> TopicReader<R> {
     }
 }
 
-type Opened = (BaseConsumer, HashMap<Lane, i64>);
+type Opened = (BaseConsumer<LogContext>, HashMap<Lane, i64>);
 
-fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start) -> Result<Opened, String> {
+fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, fetch_wait: Duration) -> Result<Opened, String> {
     let mut config = consumer_config(kafka);
     config
         .set("group.id", "weir-reader")
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "4096")
-        .set("fetch.wait.max.ms", "20");
-    let consumer: BaseConsumer = config.create().map_err(|error| error.to_string())?;
+        .set("fetch.wait.max.ms", fetch_wait.as_millis().to_string());
+    let consumer = config.create_with_context(LogContext).map_err(|error: KafkaError| error.to_string())?;
     let partitions = partitions(&consumer, topic)?;
     let mut assignment = TopicPartitionList::new();
     let mut ends = HashMap::new();
@@ -238,7 +342,7 @@ pub(crate) fn partitions<C: rdkafka::consumer::ConsumerContext>(
     Ok(partitions)
 }
 
-fn read(consumer: &BaseConsumer<DefaultConsumerContext>, topic: &Arc<str>, events: &mpsc::Sender<Event>) {
+fn read(consumer: &BaseConsumer<LogContext>, topic: &Arc<str>, events: &mpsc::Sender<Event>) {
     while !events.is_closed() {
         let event = match consumer.poll(POLL) {
             None => continue,

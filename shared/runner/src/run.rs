@@ -1,6 +1,6 @@
 //! Puts a runner together: consumer, producer, processor, loop.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use crate::assignment::GroupContext;
 use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::commit::{Committer, Producing};
 use crate::engine::{Engine, Returning};
+use crate::lane_stops::LaneStops;
 use crate::ownership::Ownership;
 use crate::process::Processor;
 use crate::reader::{partitions, topic_setting};
@@ -109,15 +110,17 @@ impl Runner {
             stop: stop.clone(),
             topics: HashMap::new(),
         };
+        let stops = LaneStops::follow(name, &self.kafka, &self.registry, &stop);
         let (result_sender, result) = tokio::sync::oneshot::channel();
         let token = shutdown.clone();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let (outcome, engine) = match self.set_up(input, shared, &retries, token, ownership, batches, done) {
-                    Ok(mut engine) => (engine.run(), Some(engine)),
-                    Err(reason) => (Err(reason), None),
-                };
+                let (outcome, engine) =
+                    match self.set_up(input, shared, stops, &retries, token, ownership, batches, done) {
+                        Ok(mut engine) => (engine.run(), Some(engine)),
+                        Err(reason) => (Err(reason), None),
+                    };
                 // A failure is reported at once: leaving the group may take long when Kafka is the cause.
                 if outcome.is_ok() {
                     drop(engine);
@@ -153,6 +156,7 @@ impl Runner {
         self,
         input: Topic,
         stores: Option<SharedStores>,
+        stops: LaneStops,
         retries: &AtomicBool,
         shutdown: CancellationToken,
         ownership: Arc<Ownership>,
@@ -217,6 +221,8 @@ impl Runner {
             batches,
             done,
             lanes: BTreeMap::new(),
+            stops,
+            resuming: BTreeSet::new(),
             processing: false,
             ready: Vec::new(),
             produced: 0,
@@ -228,6 +234,8 @@ impl Runner {
             state,
         };
         engine.committer.start_over()?;
+        // A lane that is stopped must not be read before that is known.
+        engine.stops.wait(&engine.shutdown);
         engine.consumer.subscribe(&[&input]).map_err(|error| error.to_string())?;
         Ok(engine)
     }

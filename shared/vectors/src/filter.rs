@@ -20,6 +20,12 @@ pub(crate) fn chunks_with(tenant: &TenantId, metadata: &BTreeMap<String, String>
     scope(tenant, metadata.iter().map(|(key, value)| keyword(field::META, &meta_entry(key, value))))
 }
 
+/// All chunks of a tenant, or of one of its documents.
+pub(crate) fn chunks_in(tenant: &TenantId, document: Option<&DocumentId>) -> Filter {
+    let document = document.map(|document| keyword(field::DOCUMENT, document.as_str()));
+    scope(tenant, std::iter::once(keyword(field::KIND, kind::CHUNK)).chain(document))
+}
+
 /// The chunks of one build of one revision.
 pub(crate) fn set(tenant: &TenantId, document: &DocumentId, revision: Revision, build: &str) -> Filter {
     scope(

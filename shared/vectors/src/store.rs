@@ -137,6 +137,17 @@ impl VectorStore {
         self.count(filter::set(tenant, document, revision, build)).await
     }
 
+    /// How many chunks of a tenant, or of one of its documents, there are, of whatever revision, visible or not.
+    ///
+    /// # Errors
+    /// When Qdrant does not answer.
+    pub async fn count_all(&self, tenant: &TenantId, document: Option<&DocumentId>) -> Result<u64, VectorError> {
+        match self.count(filter::chunks_in(tenant, document)).await {
+            Err(VectorError::NoCollection { .. }) => Ok(0),
+            other => other,
+        }
+    }
+
     async fn count(&self, filter: Filter) -> Result<u64, VectorError> {
         let request = CountPoints {
             collection_name: self.collection().to_owned(),

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
 use weir_runner::{KafkaConfig, Registry, RegistryConfig, Runner, RunnerConfig};
-use weir_stage::{Batch, Outcome, Output, Stage, StageError};
+use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError};
 
 #[derive(Parser)]
 struct Arguments {
@@ -40,18 +40,41 @@ struct Arguments {
     /// Size of a count in the state.
     #[arg(long, default_value_t = 8)]
     value_bytes: usize,
+    /// URL of the schema registry; only what is no plain bytes needs it.
+    #[arg(long)]
+    registry: Option<String>,
+    /// Rejects records whose value begins with `bad` while this file exists.
+    #[arg(long)]
+    reject_while: Option<PathBuf>,
+    #[arg(long, default_value_t = RunnerConfig::default().flood_consecutive)]
+    flood_consecutive: u32,
 }
 
-struct Relay {
+/// What every record meets.
+struct Conditions {
     work: Duration,
+    reject_while: Option<PathBuf>,
 }
+
+impl Conditions {
+    /// Why the record is rejected, if it is.
+    fn refuse(&self, Raw(value): &Raw) -> Option<Outcome> {
+        let bad = value.starts_with(b"bad") && self.reject_while.as_ref().is_some_and(|file| file.exists());
+        bad.then(|| Outcome::reject(Failure::new("told-so", "the record says so")))
+    }
+}
+
+struct Relay(Conditions);
 
 impl Stage for Relay {
     type Input = Raw;
 
     async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
-        tokio::time::sleep(self.work).await;
+        tokio::time::sleep(self.0.work).await;
         let copies = batch.iter().map(|delivery| {
+            if let Some(refused) = self.0.refuse(delivery.record()) {
+                return refused;
+            }
             let key = delivery.key.clone().unwrap_or_default();
             Outcome::emit(Output::new(Topic::custom("relay-out"), key, delivery.record().clone()))
         });
@@ -60,7 +83,7 @@ impl Stage for Relay {
 }
 
 struct Count {
-    work: Duration,
+    conditions: Conditions,
     value_bytes: usize,
 }
 
@@ -70,10 +93,14 @@ impl Stage for Count {
     const STATEFUL: bool = true;
 
     async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
-        tokio::time::sleep(self.work).await;
+        tokio::time::sleep(self.conditions.work).await;
         let state = batch.state();
         let mut outcomes = Vec::with_capacity(batch.len());
         for delivery in batch.iter() {
+            if let Some(refused) = self.conditions.refuse(delivery.record()) {
+                outcomes.push(refused);
+                continue;
+            }
             let key = delivery.key.clone().unwrap_or_default();
             if delivery.record().0 == b"forget" {
                 state.remove(delivery, &key);
@@ -129,9 +156,14 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         transaction_timeout_ms: arguments.transaction_timeout_ms,
         commit_interval_ms: arguments.commit_interval_ms,
         state_dir: arguments.count_in.clone().unwrap_or_default(),
+        flood_consecutive: arguments.flood_consecutive,
         ..RunnerConfig::default()
     };
-    let registry = Registry::new(&RegistryConfig::default(), &kafka.prefix).map_err(|error| error.to_string())?;
+    let mut registry = RegistryConfig::default();
+    if let Some(url) = arguments.registry {
+        registry.url = url;
+    }
+    let registry = Registry::new(&registry, &kafka.prefix).map_err(|error| error.to_string())?;
     let runner = Runner::new("relay", kafka, registry, config);
     let runner = if arguments.at_least_once { runner.at_least_once() } else { runner };
     let shutdown = CancellationToken::new();
@@ -141,10 +173,12 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         terminate.recv().await;
         stop.cancel();
     });
-    let (input, work) = (Topic::custom("relay-in"), Duration::from_millis(arguments.work_ms));
+    let input = Topic::custom("relay-in");
+    let work = Duration::from_millis(arguments.work_ms);
+    let conditions = Conditions { work, reject_while: arguments.reject_while };
     let ended = match arguments.count_in {
-        Some(_) => runner.run(input, Count { work, value_bytes: arguments.value_bytes }, shutdown).await,
-        None => runner.run(input, Relay { work }, shutdown).await,
+        Some(_) => runner.run(input, Count { conditions, value_bytes: arguments.value_bytes }, shutdown).await,
+        None => runner.run(input, Relay(conditions), shutdown).await,
     };
     ended.map_err(|error| error.to_string())
 }

@@ -9,12 +9,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use weir_contracts::{Lane, RETRY_TIERS};
 
-use super::{Engine, now_millis, runs};
+use super::{Engine, now_millis};
 use crate::assignment::{GroupContext, Position, positions};
 use crate::commit::insist;
 use crate::lane::{Intake, OwnedLane};
 use crate::ownership::LaneEpoch;
-use crate::process::{Prepared, Verdict};
+use crate::process::Prepared;
 use crate::state::{RestoreError, StoreError};
 use crate::transaction::TransactionError;
 use crate::{PauseReason, metric};
@@ -44,6 +44,7 @@ impl Engine {
             let (back, back_position) = returning.remove(&lane).unzip();
             self.lanes.insert(lane, OwnedLane::new(epoch, intake, back));
             self.status.owned(lane);
+            self.stay_stopped(lane);
             for (topic, position) in topics.iter().zip([Some(position), back_position]) {
                 if let Some(Position::Gap { from, to }) = position {
                     self.stop_at_gap(lane, topic, from, to);
@@ -170,42 +171,6 @@ impl Engine {
             owned.stopped = true;
         }
         self.status.stopped(lane, reason);
-    }
-
-    /// Leaves out lanes that reject nearly everything: their records stay where they are, uncommitted.
-    pub(super) fn stop_floods(&mut self, finished: &mut Vec<Prepared>) {
-        let mut flooded: BTreeMap<Lane, String> = BTreeMap::new();
-        for run in runs(finished) {
-            let Some(lane) = run.first().map(|prepared| prepared.raw.at.lane) else { continue };
-            let Some(owned) = self.lanes.get_mut(&lane) else { continue };
-            let rejected = |prepared: &Prepared| matches!(prepared.verdict, Verdict::Rejected(_));
-            if !run.iter().any(rejected) {
-                owned.flood.count_good(run.len(), &self.config);
-                continue;
-            }
-            for prepared in run {
-                if let Some(counted) = owned.flood.count(rejected(prepared), &self.config) {
-                    flooded.entry(lane).or_insert(counted);
-                }
-            }
-        }
-        for (lane, counted) in flooded {
-            finished.retain(|prepared| prepared.raw.at.lane != lane);
-            if let Some(owned) = self.lanes.get_mut(&lane) {
-                owned.discard();
-            }
-            // What is being processed of it now would leave a hole: it is not ours to commit any more.
-            self.ownership.revoke(lane);
-            self.close_state(lane);
-            tracing::error!(
-                stage = self.stage,
-                topic = %self.input,
-                lane = lane.0,
-                "lane stopped: {counted}. The cause is probably not the records. Nothing was lost: fix the cause and \
-                 restart the service"
-            );
-            self.stop_lane(lane, PauseReason::Flood { reason: counted });
-        }
     }
 
     /// Takes the writes of committed records over into the stores.

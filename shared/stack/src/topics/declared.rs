@@ -43,6 +43,10 @@ pub struct TopicSpec {
     /// Days after which records are removed; none: never by time.
     #[serde(default)]
     pub retention_days: Option<u32>,
+    /// Days after which a compacted topic is compacted at the latest, so that what was replaced or removed does not stay
+    /// longer; none: whenever the broker finds it worth while.
+    #[serde(default)]
+    pub max_compaction_lag_days: Option<u32>,
     /// Largest record, bytes; none: the broker's default, 1 MiB.
     #[serde(default)]
     pub max_message_bytes: Option<u32>,
@@ -71,6 +75,9 @@ impl TopicSpec {
         if self.cleanup == Cleanup::Delete {
             let retention = self.retention_days.map_or(-1, |days| i64::from(days) * DAY_MS);
             set("retention.ms", retention.to_string());
+        }
+        if let Some(days) = self.max_compaction_lag_days {
+            set("max.compaction.lag.ms", (i64::from(days) * DAY_MS).to_string());
         }
         if let Some(bytes) = self.max_message_bytes {
             set("max.message.bytes", bytes.to_string());
@@ -116,6 +123,7 @@ const FILES: &[(&str, &str)] = files![
     "extract-state",
     "extract.again",
     "index.again",
+    "lanes",
     "questions",
     "request-outcomes",
     "requests",
@@ -172,6 +180,9 @@ fn parse(file: &str, stem: &str, text: &str) -> Result<TopicSpec, TopicError> {
     if spec.cleanup == Cleanup::Compact && spec.retention_days.is_some() {
         return Err(invalid("a compacted topic keeps the last record of each key: it has no retention_days".into()));
     }
+    if spec.cleanup == Cleanup::Delete && spec.max_compaction_lag_days.is_some() {
+        return Err(invalid("a topic that is not compacted has no max_compaction_lag_days".into()));
+    }
     Ok(spec)
 }
 
@@ -199,6 +210,8 @@ mod tests {
         let text = "name = \"a\"\npartitions = \"one\"\ncleanup = \"compact\"\n";
         assert!(parse("a.toml", "a", text).is_ok());
         assert!(parse("b.toml", "b", text).unwrap_err().to_string().contains("a.toml"));
+        let lag = parse("a.toml", "a", &format!("{text}max_compaction_lag_days = 7\n")).unwrap();
+        assert_eq!(lag.settings(1)["max.compaction.lag.ms"], "604800000");
         let error = parse("a.toml", "a", &format!("{text}retention = 1\n")).unwrap_err().to_string();
         assert!(error.contains("retention"), "{error}");
     }

@@ -207,7 +207,15 @@ mod tests {
     use crate::cluster::Setting;
 
     fn spec(partitions: Partitions, cleanup: Cleanup, days: Option<u32>) -> TopicSpec {
-        TopicSpec { name: "t".into(), schema: None, partitions, cleanup, retention_days: days, max_message_bytes: None }
+        TopicSpec {
+            name: "t".into(),
+            schema: None,
+            partitions,
+            cleanup,
+            retention_days: days,
+            max_compaction_lag_days: None,
+            max_message_bytes: None,
+        }
     }
 
     fn shape() -> Shape {
