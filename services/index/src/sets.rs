@@ -170,6 +170,7 @@ mod tests {
             requested_at: 0,
             model: "m".into(),
             dimension: 3,
+            failure: None,
             chunks: Vec::new(),
         };
         let at = Coordinates { topic: "weir.embeddings".into(), lane: Lane(0), offset };
