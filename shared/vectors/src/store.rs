@@ -34,6 +34,9 @@ const DOCUMENTS_A_REMOVAL: usize = 50;
 /// Requests of one batch that are under way at once. The server writes them to disk together.
 const CONCURRENT_REQUESTS: usize = 8;
 
+/// Reads a point: its id and payload.
+type FromPayload<T> = fn(Option<&PointId>, HashMap<String, Value>) -> Result<T, VectorError>;
+
 /// A batch of embedded chunks and where its record lay.
 #[derive(Debug, Clone, Copy)]
 pub struct Placed<'a> {
@@ -179,7 +182,7 @@ impl VectorStore {
         &self,
         call: &'static str,
         ids: &[PointId],
-        read: fn(Option<&PointId>, HashMap<String, Value>) -> Result<T, VectorError>,
+        read: FromPayload<T>,
     ) -> Result<Vec<Option<T>>, VectorError> {
         let pages: Vec<_> = ids.chunks(POINTS_A_READ).collect();
         Ok(self.each(&pages, |ids| self.read_page(call, ids, read).boxed()).await?.concat())
@@ -189,7 +192,7 @@ impl VectorStore {
         &self,
         call: &'static str,
         ids: &[PointId],
-        read: fn(Option<&PointId>, HashMap<String, Value>) -> Result<T, VectorError>,
+        read: FromPayload<T>,
     ) -> Result<Vec<Option<T>>, VectorError> {
         let request = GetPoints {
             collection_name: self.collection().to_owned(),
