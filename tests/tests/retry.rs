@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{RETRY_TIERS, Raw, Topic, header};
 use weir_runner::{Registry, RegistryConfig, Runner, RunnerConfig};
-use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError};
 use weir_testing::{Broker, Isolation, Process, TestTopics, eventually, program};
 
 const LANES: i32 = 2;
@@ -25,7 +25,7 @@ impl Stage for Flaky {
 
     async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
         tokio::time::sleep(self.work * u32::try_from(batch.len()).unwrap()).await;
-        let outcome = |delivery: &weir_stage::Delivery<Raw>| {
+        let outcome = |delivery: &Delivery<Raw>| {
             let text = String::from_utf8(delivery.record().0.clone()).unwrap();
             let fails: u32 = text.strip_prefix("fail ").map_or(0, |rest| rest.parse().unwrap());
             let tried: u32 = delivery.headers.text(header::ATTEMPT).map_or(0, |attempt| attempt.parse().unwrap());
@@ -38,10 +38,15 @@ impl Stage for Flaky {
         };
         Ok(batch.iter().map(outcome).collect())
     }
+
+    async fn last_words(&mut self, delivery: &Delivery<Raw>, failure: &Failure) -> Result<Vec<Output>, StageError> {
+        let key = delivery.key.clone().unwrap_or_default();
+        Ok(vec![Output::new(Topic::custom("words"), key, Raw(failure.message.clone().into_bytes()))])
+    }
 }
 
 fn topics(test: &str) -> TestTopics {
-    let mut wanted = vec![("in".to_owned(), LANES), ("out".into(), LANES)];
+    let mut wanted = vec![("in".to_owned(), LANES), ("out".into(), LANES), ("words".into(), LANES)];
     wanted.extend([format!("dlq.{STAGE}"), format!("{STAGE}.again")].map(|name| (name, LANES)));
     for (tier, _) in RETRY_TIERS {
         wanted.extend([tier.name().to_owned(), format!("dlq.{}", tier.name())].map(|name| (name, LANES)));
@@ -130,11 +135,13 @@ async fn after_the_last_try_it_is_a_dead_letter_with_its_history() {
     assert_eq!(dead[0].header(header::DLQ_MESSAGE), "try 2 of 9 (tried 3 times)");
     assert_eq!(dead[0].header(header::DLQ_TOPIC), topics.full("in"));
     assert!(!dead[0].header(header::FIRST_FAILURE_AT).is_empty());
+    let words: Vec<_> = topics.read("words", Isolation::Committed).into_iter().map(|word| word.value).collect();
+    assert_eq!(words, [b"try 2 of 9 (tried 3 times)".to_vec()], "said once, with the dead letter");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_rejected_is_not_tried_again_and_without_tiers_nothing_is() {
-    let topics = Broker::shared().topics("retry-none", &[("in", 1), ("out", 1), ("dlq.eval", 1)]);
+    let topics = Broker::shared().topics("retry-none", &[("in", 1), ("out", 1), ("words", 1), ("dlq.eval", 1)]);
     topics.produce_keyed("in", 1, [("k".to_owned(), "fail 1".to_owned())]);
     let (stop, task) = run(&topics, settings(), quick());
     eventually("it is given up at once", PATIENCE, || topics.read("dlq.eval", Isolation::Committed).len() == 1);

@@ -9,12 +9,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Lane, Raw, Topic, header};
 use weir_runner::{PauseReason, Registry, RegistryConfig, Runner, RunnerConfig, RunnerError, StageStatus};
-use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError};
 use weir_testing::{Broker, Isolation, TestTopics, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const INPUT: Topic = Topic::custom("in");
 const OUTPUT: Topic = Topic::custom("out");
+const WORDS: Topic = Topic::custom("words");
 
 /// Does what a record says: `panic`, `reject`, `huge`; copies anything else. Away while `away` is set.
 #[derive(Clone, Default)]
@@ -46,6 +47,11 @@ impl Stage for Obedient {
             })
             .collect())
     }
+
+    async fn last_words(&mut self, delivery: &Delivery<Raw>, failure: &Failure) -> Result<Vec<Output>, StageError> {
+        let Raw(value) = delivery.record();
+        Ok(vec![Output::new(WORDS, value.clone(), Raw(failure.class.into()))])
+    }
 }
 
 struct Running {
@@ -76,7 +82,7 @@ impl Running {
 }
 
 fn topics(test: &str, lanes: i32) -> TestTopics {
-    Broker::shared().topics(test, &[("in", lanes), ("out", lanes), ("dlq.obedient", lanes)])
+    Broker::shared().topics(test, &[("in", lanes), ("out", lanes), ("words", lanes), ("dlq.obedient", lanes)])
 }
 
 fn done(topics: &TestTopics) {
@@ -102,6 +108,14 @@ async fn what_panics_or_is_rejected_becomes_a_dead_letter_with_its_bytes_and_its
     assert_eq!(dead[1].header(header::DLQ_MESSAGE), "the record says so");
     assert_eq!(dead[1].header(header::DEAD_LETTER_KEY), "reject");
     assert_eq!(dead[1].key, dead[1].headers[header::DEAD_LETTER], "the key of a dead letter is its id");
+    let words: Vec<_> =
+        topics.read("words", Isolation::Committed).into_iter().map(|word| (word.key, word.value)).collect();
+    let told = |record: &str, class: &str| (record.as_bytes().to_vec(), class.as_bytes().to_vec());
+    assert_eq!(
+        words,
+        [told("panic", "panic"), told("reject", "told-so"), told("huge", "too-large")],
+        "whoever rejects it, the stage says it once"
+    );
 }
 
 /// Wants Avro, is given anything.

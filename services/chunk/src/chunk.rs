@@ -1,7 +1,9 @@
 //! The stage.
 
+use std::collections::BTreeMap;
+
 use weir_contracts::{Chunk, ChunkBatch, Document, Topic, document_key, length_prefixed_hash};
-use weir_stage::{Batch, Delivery, Outcome, Output, Stage, StageError};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError};
 
 use crate::config::{ChunkConfig, MIN_TOKENS};
 use crate::metric;
@@ -75,26 +77,38 @@ impl<T: CountTokens> Chunker<T> {
         let total = pieces.len();
         let chunks = pieces.into_iter().enumerate().map(|(ordinal, piece)| chunk(document, ordinal, piece));
         let batches = batches(chunks.collect(), weight_of(document));
-        let key = document_key(&document.tenant, &document.document);
         let of = batches.len();
         Outcome::emit_all(batches.into_iter().enumerate().map(|(number, chunks)| {
-            let record = ChunkBatch {
-                tenant: document.tenant.clone(),
-                document: document.document.clone(),
-                revision: document.revision,
-                request_id: document.request_id.clone(),
-                deleted: document.deleted,
-                build: self.build.clone(),
+            output(ChunkBatch {
                 batch: small(number),
                 batches: small(of),
                 total_chunks: small(total),
                 title: document.title.clone(),
                 metadata: document.metadata.clone(),
-                requested_at: document.requested_at,
                 chunks,
-            };
-            Output::new(Topic::CHUNKS, key.clone(), record)
+                ..self.batch_of(document)
+            })
         }))
+    }
+
+    /// The only batch of a document, without chunks, title and metadata.
+    fn batch_of(&self, document: &Document) -> ChunkBatch {
+        ChunkBatch {
+            tenant: document.tenant.clone(),
+            document: document.document.clone(),
+            revision: document.revision,
+            request_id: document.request_id.clone(),
+            deleted: document.deleted,
+            build: self.build.clone(),
+            batch: 0,
+            batches: 1,
+            total_chunks: 0,
+            title: None,
+            metadata: BTreeMap::new(),
+            requested_at: document.requested_at,
+            failure: None,
+            chunks: Vec::new(),
+        }
     }
 }
 
@@ -110,6 +124,21 @@ impl<T: CountTokens> Stage for Chunker<T> {
         }
         Ok(outcomes)
     }
+
+    /// Nothing of the document will come. The chunk that is announced and missing keeps readers that do not know of
+    /// failures from taking it for a document without text.
+    async fn last_words(
+        &mut self,
+        delivery: &Delivery<Document>,
+        failure: &Failure,
+    ) -> Result<Vec<Output>, StageError> {
+        let failure = Some(failure.told_by("chunk"));
+        Ok(vec![output(ChunkBatch { failure, total_chunks: 1, ..self.batch_of(delivery.record()) })])
+    }
+}
+
+fn output(batch: ChunkBatch) -> Output {
+    Output::new(Topic::CHUNKS, document_key(&batch.tenant, &batch.document), batch)
 }
 
 fn chunk(document: &Document, ordinal: usize, piece: Piece) -> Chunk {

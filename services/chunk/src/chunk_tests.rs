@@ -27,13 +27,19 @@ fn document(text: &str, deleted: bool) -> Document {
     }
 }
 
+fn delivery(document: Document) -> Delivery<Document> {
+    let at = Coordinates { topic: "weir.documents".into(), lane: Lane(3), offset: 1 };
+    Delivery { record: document, at, key: None, headers: Headers::default(), timestamp: 9 }
+}
+
 async fn records(document: Document, config: &ChunkConfig) -> Vec<ChunkBatch> {
     let mut chunker = Chunker::new(Quarters, "model@1", config).unwrap();
-    let at = Coordinates { topic: "weir.documents".into(), lane: Lane(3), offset: 1 };
-    let deliveries = [Delivery { record: document, at, key: None, headers: Headers::default(), timestamp: 9 }];
-    let outcomes = chunker.process(Batch::new(&deliveries)).await.unwrap();
-    outcomes[0]
-        .outputs()
+    let outcomes = chunker.process(Batch::new(&[delivery(document)])).await.unwrap();
+    decoded(outcomes[0].outputs())
+}
+
+fn decoded(outputs: &[Output]) -> Vec<ChunkBatch> {
+    outputs
         .iter()
         .map(|output| {
             assert_eq!(output.topic, Topic::CHUNKS);
@@ -73,6 +79,19 @@ async fn nothing_and_a_deletion_are_one_batch_each() {
         assert_eq!((batch.batch, batch.batches, batch.total_chunks, batch.chunks.len()), (0, 1, 0, 0));
         assert_eq!(batch.deleted, deleted);
     }
+}
+
+/// What embed and index are told when the runner rejects a document, for whatever reason.
+#[tokio::test]
+async fn of_a_document_that_is_rejected_the_failure_goes_on_without_its_content() {
+    let mut chunker = Chunker::new(Quarters, "model@1", &ChunkConfig::default()).unwrap();
+    let failure = Failure::new("too-large", "an output has 2000000 bytes");
+    let words = chunker.last_words(&delivery(document("text", false)), &failure).await.unwrap();
+    let batch = &decoded(&words)[0];
+    assert_eq!(batch.failure.as_deref(), Some("dead letter of chunk (too-large): an output has 2000000 bytes"));
+    assert_eq!((words.len(), batch.revision, batch.request_id.as_str()), (1, Revision::new(0, 7).unwrap(), "r-1"));
+    assert!(batch.chunks.is_empty() && batch.metadata.is_empty() && batch.title.is_none());
+    assert!(batch.total_chunks > 0, "not to be taken for a document without text");
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! The stage.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use metrics::counter;
 use tokio::task::spawn_blocking;
-use weir_contracts::{Chunk, ChunkBatch, EmbeddedChunk, EmbeddingBatch, TenantId, Topic, document_key};
+use weir_contracts::{Chunk, ChunkBatch, EmbeddedChunk, EmbeddingBatch, TenantId, Topic, document_key, header};
 use weir_models::{Embedder, ModelError};
-use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError, failure_class};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError, failure_class};
 
 use crate::cache::{VectorCache, key};
 use crate::generation::Key;
@@ -78,7 +78,7 @@ impl Embed {
         let mut outcomes = Vec::with_capacity(batch.len());
         for delivery in batch.iter() {
             outcomes.push(match self.embed(texts(delivery.record())).await {
-                Ok(vectors) => self.outcome(delivery.record(), &mut vectors.into_iter()),
+                Ok(vectors) => self.outcome(delivery, &mut vectors.into_iter()),
                 Err(error @ ModelError::Tokenize { .. }) => {
                     Outcome::reject(Failure::new(failure_class::INVALID, error))
                 }
@@ -88,8 +88,9 @@ impl Embed {
         Ok(outcomes)
     }
 
-    /// A record with the next vectors, one for each of its chunks.
-    fn outcome(&self, record: &ChunkBatch, vectors: &mut impl Iterator<Item = Vec<f32>>) -> Outcome {
+    /// A record with the next vectors, one for each of its chunks. What failed before has no chunks, and passes through.
+    fn outcome(&self, delivery: &Delivery<ChunkBatch>, vectors: &mut impl Iterator<Item = Vec<f32>>) -> Outcome {
+        let record = delivery.record();
         let chunks = record
             .chunks
             .iter()
@@ -104,7 +105,14 @@ impl Embed {
                 vector: vector.iter().flat_map(|x| x.to_le_bytes()).collect(),
             })
             .collect();
-        let embedded = EmbeddingBatch {
+        let (title, metadata) = (record.title.clone(), record.metadata.clone());
+        let embedded = EmbeddingBatch { title, metadata, chunks, ..self.batch_of(record) };
+        Outcome::emit(output(delivery, embedded))
+    }
+
+    /// What becomes of a batch, without chunks, title and metadata.
+    fn batch_of(&self, record: &ChunkBatch) -> EmbeddingBatch {
+        EmbeddingBatch {
             tenant: record.tenant.clone(),
             document: record.document.clone(),
             revision: record.revision,
@@ -114,15 +122,21 @@ impl Embed {
             batch: record.batch,
             batches: record.batches,
             total_chunks: record.total_chunks,
-            title: record.title.clone(),
-            metadata: record.metadata.clone(),
+            title: None,
+            metadata: BTreeMap::new(),
             requested_at: record.requested_at,
             model: self.model.id().to_owned(),
             dimension: i32::try_from(self.model.dimension()).unwrap_or(i32::MAX),
-            chunks,
-        };
-        Outcome::emit(Output::new(Topic::EMBEDDINGS, document_key(&record.tenant, &record.document), embedded))
+            failure: record.failure.clone(),
+            chunks: Vec::new(),
+        }
     }
+}
+
+/// A batch that comes late keeps its place among the builds of its revision.
+fn output(delivery: &Delivery<ChunkBatch>, batch: EmbeddingBatch) -> Output {
+    Output::new(Topic::EMBEDDINGS, document_key(&batch.tenant, &batch.document), batch)
+        .with_header(header::POSITION, delivery.first_offset().to_string())
 }
 
 impl Stage for Embed {
@@ -133,11 +147,24 @@ impl Stage for Embed {
         match self.embed(texts).await {
             Ok(vectors) => {
                 let mut vectors = vectors.into_iter();
-                Ok(batch.iter().map(|delivery| self.outcome(delivery.record(), &mut vectors)).collect())
+                Ok(batch.iter().map(|delivery| self.outcome(delivery, &mut vectors)).collect())
             }
             Err(ModelError::Tokenize { .. }) => self.embed_each(batch).await,
             Err(error) => Err(unusable(&error)),
         }
+    }
+
+    /// This batch of its revision will not come.
+    async fn last_words(
+        &mut self,
+        delivery: &Delivery<ChunkBatch>,
+        failure: &Failure,
+    ) -> Result<Vec<Output>, StageError> {
+        let batch = self.batch_of(delivery.record());
+        let failure = batch.failure.clone().unwrap_or_else(|| failure.told_by("embed"));
+        // Announced and missing: readers that do not know of failures find the revision incomplete.
+        let total_chunks = batch.total_chunks.max(1);
+        Ok(vec![output(delivery, EmbeddingBatch { failure: Some(failure), total_chunks, ..batch })])
     }
 }
 
@@ -192,13 +219,12 @@ fn unusable(error: &ModelError) -> StageError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::Path;
     use std::sync::Mutex;
 
     use weir_contracts::{DocumentId, Lane, Record, RequestId, Revision};
     use weir_models::{DeviceChoice, ModelConfig, prepare};
-    use weir_stage::{Coordinates, Delivery, Headers};
+    use weir_stage::{Coordinates, Headers};
 
     use super::*;
 
@@ -230,6 +256,7 @@ mod tests {
             title: Some("Title".into()),
             metadata: BTreeMap::from([("k".into(), "v".into())]),
             requested_at: 5,
+            failure: None,
             chunks: texts.iter().enumerate().map(chunk).collect(),
         };
         let at = Coordinates { topic: "weir.chunks".into(), lane: Lane(3), offset: 1 };
@@ -280,6 +307,45 @@ mod tests {
         assert_eq!(embedded.iter().map(|batch| batch.chunks.len()).collect::<Vec<_>>(), [0, 0, 1]);
         assert_eq!(embedded[0].revision, deliveries[0].record.revision);
         assert_eq!(embedded[2].metadata, deliveries[2].record.metadata);
+    }
+
+    fn decoded(output: &Output) -> EmbeddingBatch {
+        let mut body = Vec::new();
+        output.record.as_ref().unwrap().encode(&mut body).unwrap();
+        EmbeddingBatch::decode(None, &body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_failed_before_passes_through_and_what_fails_here_is_said_in_its_place() {
+        let mut stage = stage().await;
+        let mut failed = delivery("a", &[], false);
+        failed.record.failure = Some("dead letter of chunk (panic): it panicked".into());
+        let outcomes = stage.process(Batch::new(&[failed.clone()])).await.unwrap();
+        let (_, passed) = emitted(&outcomes[0]);
+        assert_eq!((&passed.failure, passed.chunks.len()), (&failed.record.failure, 0));
+        assert_eq!((passed.model.as_str(), passed.dimension), ("test@1/f32", 32));
+
+        let mut part = delivery("a", &["one two"], false);
+        (part.record.batch, part.record.batches, part.record.total_chunks) = (2, 4, 9);
+        let failure = Failure::new("too-large", "too much");
+        let words = stage.last_words(&part, &failure).await.unwrap();
+        let said = decoded(&words[0]);
+        assert_eq!(said.failure.as_deref(), Some("dead letter of embed (too-large): too much"));
+        assert_eq!((said.batch, said.batches, said.total_chunks, said.chunks.len()), (2, 4, 9, 0));
+        let again = decoded(&stage.last_words(&failed, &failure).await.unwrap()[0]);
+        assert_eq!(again.failure, failed.record.failure, "the first cause counts");
+    }
+
+    #[tokio::test]
+    async fn a_batch_says_where_its_chunks_lie_also_when_it_comes_late() {
+        let mut stage = stage().await;
+        let fresh = delivery("a", &["x"], false);
+        let mut late = fresh.clone();
+        late.at = Coordinates { topic: "weir.embed.again".into(), lane: Lane(3), offset: 77 };
+        late.headers.set(header::DLQ_OFFSET, "1");
+        for outcome in stage.process(Batch::new(&[fresh, late])).await.unwrap() {
+            assert_eq!(outcome.outputs()[0].headers.text(header::POSITION), Some("1"));
+        }
     }
 
     #[tokio::test]
@@ -367,6 +433,26 @@ mod tests {
         let mut without = Embed::new(model.clone(), None);
         assert_eq!(run(&mut without, "acme", &after).await, updated, "with and without cache");
         assert_eq!(model.asked(), after, "without a cache everything is embedded again");
+    }
+
+    #[tokio::test]
+    async fn a_change_of_title_and_metadata_only_asks_the_model_for_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (texts, _) = document_and_update();
+        let model = Counting::named("m@1/f32").await;
+        let mut stage = Embed::new(model.clone(), cache(folder.path()));
+        let before = run(&mut stage, "acme", &texts).await;
+        model.asked();
+        let mut changed = delivery("a", &texts.iter().map(String::as_str).collect::<Vec<_>>(), false);
+        changed.record.revision = Revision::new(0, 8).unwrap();
+        changed.record.title = Some("Another title".into());
+        changed.record.metadata = BTreeMap::from([("k".into(), "other".into())]);
+        let outcomes = stage.process(Batch::new(&[changed.clone()])).await.unwrap();
+        assert!(model.asked().is_empty(), "not one chunk");
+        let (_, after) = emitted(&outcomes[0]);
+        assert_eq!(after.chunks, before.chunks);
+        let told = (after.revision, after.title, after.metadata);
+        assert_eq!(told, (changed.record.revision, changed.record.title, changed.record.metadata));
     }
 
     #[tokio::test]

@@ -6,9 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use weir_contracts::{DocumentState, DocumentStatus, EmbeddingBatch, Topic, document_key};
 use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError, failure_class};
-use weir_vectors::{Head, Placed, Stale, VectorError, VectorStore};
+use weir_vectors::{FailedRevision, Head, Placed, Stale, VectorError, VectorStore};
 
 use crate::janitor::Janitor;
+use crate::known::{self, Failing, Failures, Heads};
 use crate::metric;
 use crate::sets::{DocumentKey, Set, document_of, fault, group, last_of_each, position};
 
@@ -16,26 +17,26 @@ use crate::sets::{DocumentKey, Set, document_of, fault, group, last_of_each, pos
 const SUPERSEDED: &str = "superseded";
 
 type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
-type Heads<'a> = HashMap<DocumentKey<'a>, Head>;
 
 /// Writes the chunks of a batch of records, then moves the heads of the documents whose sets became complete, then
 /// says so on `document-status`.
 ///
-/// A *set* is all batches of one build of one revision. Everything written to Qdrant has an id that its content
-/// decides, and heads only move forward, so doing it all again changes nothing. What needs thought is the status,
-/// which must neither be lost nor said twice:
+/// A *set* is all batches of one build of one revision, in whatever order they come. Everything written to Qdrant has an
+/// id that its content decides, and heads only move forward, so doing it all again changes nothing. What needs thought
+/// is the status, which must neither be lost nor said twice:
 ///
-/// - The status of a set belongs to its **last** batch. The batches of a set lie in one lane, in order, so when the
-///   last one is processed the others were: they are written, or rejected for good.
+/// - The status of a set belongs to the record that **completed** it, whichever batch that was. A set that is incomplete
+///   says nothing: what is missing is on its way, in the retries perhaps, or a dead letter that says so itself.
 /// - A crash after Qdrant has everything and before Kafka has committed brings the records back. Then the head is
-///   already there. The last batch finds it and says the status again (the first saying was never committed), with
-///   the time the head keeps; earlier batches say nothing, as before, although by now all chunks are there.
-/// - A record that took a detour (it was a dead letter, and replayed) may be the one that completes its set after the
-///   last batch found it incomplete. So such a record says the status too.
-/// - When the last batch finds the set incomplete, a batch before it was rejected: the status is `failed`, and the
-///   previous revision stays visible. A replay of what is missing turns it into `indexed`.
+///   already there and names the record that completed the set. That one says the status again (the first saying was
+///   never committed), with the time the head keeps; the others say nothing, although by now all chunks are there.
+/// - A record with a `failure` stands for a batch, or a whole revision, that became a dead letter. The first of a
+///   revision says `failed`, unless the revision is shown already; the previous one stays visible. A replay of what is
+///   missing completes the set and turns `failed` into `indexed`.
 /// - A set that a head is beyond is skipped as `superseded`, and so are all but the last of several complete sets of
 ///   one document in one batch. Delivered again, the head says the same.
+/// - What is said of a document never goes back: the latest failed revision is noted in Qdrant beside the head, and a
+///   revision before it that becomes complete late is shown, but not said.
 ///
 /// Heads are read before anything is written, which keeps what is late from being written at all in the common case,
 /// and read again after they were moved, since a conditional upsert does not say whether it did anything: a status is
@@ -67,42 +68,96 @@ impl Stage for Index {
     async fn process(&mut self, batch: Batch<'_, EmbeddingBatch>) -> Result<Vec<Outcome>, StageError> {
         let deliveries = batch.iter().as_slice();
         let faults: Vec<_> = deliveries.iter().map(|delivery| rejection(delivery.record())).collect();
-        let accepted: Vec<_> = faults.iter().map(Option::is_none).collect();
+        let brings_chunks = |(fault, delivery): (&Option<Failure>, &Delivery<EmbeddingBatch>)| {
+            fault.is_none() && delivery.record().failure.is_none()
+        };
+        let accepted: Vec<_> = faults.iter().zip(deliveries).map(brings_chunks).collect();
         let sets = group(deliveries, &accepted);
-        let results = self.settle(&sets, deliveries).await.map_err(stage_error)?;
+        let failing: Vec<_> =
+            deliveries.iter().zip(&accepted).filter(|(_, accepted)| !**accepted).map(|(found, _)| of(found)).collect();
+        let settlement = self.settle(&sets, &failing, deliveries).await.map_err(stage_error)?;
 
-        let mut outcomes: Vec<_> =
-            faults.into_iter().zip(deliveries).map(|(fault, delivery)| self.first(fault, delivery)).collect();
-        for (set, result) in sets.iter().zip(results) {
-            self.conclude(set, &result, &mut outcomes);
+        let first = |(fault, delivery): (Option<Failure>, &Delivery<EmbeddingBatch>)| match fault {
+            // What is said of it, the runner asks for.
+            Some(failure) => Outcome::reject(failure),
+            None => Outcome::emit_all(
+                delivery
+                    .record()
+                    .failure
+                    .as_deref()
+                    .and_then(|reason| self.failed(of(delivery), reason, &settlement.after)),
+            ),
+        };
+        let mut outcomes: Vec<_> = faults.into_iter().zip(deliveries).map(first).collect();
+        for (set, settled) in sets.iter().zip(&settlement.settled) {
+            conclude(set, settled, deliveries, settlement.after.failures.get(&document_of(set.record)), &mut outcomes);
         }
         Ok(outcomes)
     }
+
+    async fn last_words(
+        &mut self,
+        delivery: &Delivery<EmbeddingBatch>,
+        failure: &Failure,
+    ) -> Result<Vec<Output>, StageError> {
+        let (record, failing) = (delivery.record(), of(delivery));
+        let known = self.known(&[document_of(record)], &[failing]).await.map_err(stage_error)?;
+        let reason = record.failure.clone().unwrap_or_else(|| failure.told_by("index"));
+        Ok(self.failed(failing, &reason, &known).into_iter().collect())
+    }
+}
+
+/// What is known of the documents at hand.
+struct Known<'a> {
+    heads: Heads<'a>,
+    failures: Failures<'a>,
+}
+
+/// What became of the sets, and what is known since then.
+struct Settlement<'a> {
+    settled: Vec<Settled>,
+    after: Known<'a>,
 }
 
 /// What became of a set.
 enum Settled {
-    /// Its head is there.
-    Shown(Head),
+    /// Its head is there, and was before.
+    Shown { head: Head, before: bool },
     /// A later set of the document is there, or will be.
     Superseded,
-    /// Not all of its chunks are there; so many are.
-    Incomplete(u64),
-    /// Nobody needed to know: its last batch is still to come.
-    Open,
+    /// Not all of its chunks are there yet.
+    Incomplete,
 }
 
 impl Index {
+    /// What is known of these documents, when the revisions that fail have been noted.
+    async fn known<'a>(
+        &self,
+        documents: &[DocumentKey<'a>],
+        failing: &[Failing<'_>],
+    ) -> Result<Known<'a>, VectorError> {
+        let store = &self.store;
+        let (heads, mut failures) =
+            tokio::try_join!(known::heads(store, documents), known::failures(store, documents))?;
+        if known::note(store, failing, &heads, (self.clock)()).await? {
+            failures = known::failures(store, documents).await?;
+        }
+        Ok(Known { heads, failures })
+    }
+
     async fn settle<'a>(
         &self,
         sets: &[Set<'a>],
+        failing: &[Failing<'a>],
         deliveries: &'a [Delivery<EmbeddingBatch>],
-    ) -> Result<Vec<Settled>, VectorError> {
-        for (dimension, model) in kinds(sets) {
+    ) -> Result<Settlement<'a>, VectorError> {
+        let records = || sets.iter().map(|set| set.record).chain(failing.iter().map(|failing| failing.record));
+        // What is rejected here says nothing that holds.
+        let sound = records().filter(|record| rejection(record).is_none());
+        for (dimension, model) in kinds(sound) {
             self.store.ensure_collection(dimension, model).await?;
         }
-        let documents = documents(sets);
-        let before = self.heads(&documents).await?;
+        let Known { heads: before, failures } = self.known(&documents(records()), failing).await?;
         // Sets that are whole will be complete once they are written, so what is older need not be.
         let certain = last_of_each(sets.iter().filter(|set| set.is_whole(deliveries)));
         let is_late = |set: &Set<'a>| {
@@ -117,18 +172,17 @@ impl Index {
         let counts = self.count(&fresh, deliveries).await?;
         let complete = fresh.iter().filter(|set| counts.get(&key(set)).is_some_and(|count| is_complete(set, *count)));
         let after = self.show(complete.copied(), &before).await?;
-        Ok(sets
-            .iter()
-            .map(|set| {
-                let head = after.get(&document_of(set.record));
-                match (head, counts.get(&key(set))) {
-                    (Some(head), _) if set.is_shown_by(Some(head)) => Settled::Shown(head.clone()),
-                    _ if is_late(set) || set.is_superseded_by(head) => Settled::Superseded,
-                    (_, Some(count)) => Settled::Incomplete(*count),
-                    (_, None) => Settled::Open,
+        let settled = sets.iter().map(|set| {
+            let document = document_of(set.record);
+            match after.get(&document) {
+                Some(head) if set.is_shown_by(Some(head)) => {
+                    Settled::Shown { head: head.clone(), before: set.is_shown_by(before.get(&document)) }
                 }
-            })
-            .collect())
+                head if is_late(set) || set.is_superseded_by(head) => Settled::Superseded,
+                _ => Settled::Incomplete,
+            }
+        });
+        Ok(Settlement { settled: settled.collect(), after: Known { heads: after, failures } })
     }
 
     async fn write(&self, sets: &[&Set<'_>], deliveries: &[Delivery<EmbeddingBatch>]) -> Result<(), VectorError> {
@@ -144,14 +198,14 @@ impl Index {
         Ok(())
     }
 
-    /// How many chunks are there of the sets that may be complete now. What is whole is not asked for.
+    /// How many chunks are there of these sets. What is whole is not asked for.
     async fn count<'a>(
         &self,
         sets: &[&Set<'a>],
         deliveries: &[Delivery<EmbeddingBatch>],
     ) -> Result<HashMap<SetKey<'a>, u64>, VectorError> {
         let (whole, parts): (Vec<&Set<'a>>, Vec<&Set<'a>>) =
-            sets.iter().copied().filter(|set| set.concluding.is_some()).partition(|set| set.is_whole(deliveries));
+            sets.iter().copied().partition(|set| set.is_whole(deliveries));
         let records: Vec<_> = parts.iter().map(|set| set.record).collect();
         let counted = self.store.count_sets(&records).await?;
         let whole = whole.into_iter().map(|set| {
@@ -176,7 +230,7 @@ impl Index {
         let heads: Vec<_> = last.values().map(|set| set.head(at)).collect();
         self.store.move_heads(&heads).await?;
         let documents: Vec<_> = last.keys().copied().collect();
-        let now = self.heads(&documents).await?;
+        let now = known::heads(&self.store, &documents).await?;
         let mut stale = Vec::new();
         for (document, set) in &last {
             let (old, new) = (before.get(document), now.get(document));
@@ -195,52 +249,47 @@ impl Index {
         Ok(after)
     }
 
-    async fn heads<'a>(&self, documents: &[DocumentKey<'a>]) -> Result<Heads<'a>, VectorError> {
-        let heads = self.store.heads(documents).await?;
-        Ok(documents.iter().zip(heads).filter_map(|(document, head)| head.map(|head| (*document, head))).collect())
+    /// The status that a revision failed, if it is this record that says so.
+    fn failed(&self, failing: Failing<'_>, reason: &str, known: &Known<'_>) -> Option<Output> {
+        let document = document_of(failing.record);
+        let (head, failed) = (known.heads.get(&document), known.failures.get(&document));
+        let at = failing.failed_at(head, failed, (self.clock)())?;
+        metrics::counter!(metric::DOCUMENTS, "state" => "failed").increment(1);
+        Some(status(failing.record, DocumentState::Failed, 0, Some(reason.to_owned()), at))
     }
+}
 
-    /// The outcome of a record before its set is looked at.
-    fn first(&self, fault: Option<Failure>, delivery: &Delivery<EmbeddingBatch>) -> Outcome {
-        match fault {
-            None => Outcome::emit_all([]),
-            Some(failure) => {
-                let reason = failure.message.clone();
-                Outcome::reject(failure).and(self.failed(delivery.record(), reason))
-            }
-        }
-    }
-
-    /// The outcomes of a set's records.
-    fn conclude(&self, set: &Set<'_>, settled: &Settled, outcomes: &mut [Outcome]) {
-        if let Settled::Superseded = settled {
+/// The outcomes of a set's records.
+fn conclude(
+    set: &Set<'_>,
+    settled: &Settled,
+    deliveries: &[Delivery<EmbeddingBatch>],
+    failed: Option<&FailedRevision>,
+    outcomes: &mut [Outcome],
+) {
+    match settled {
+        Settled::Superseded => {
             metrics::counter!(metric::DOCUMENTS, "state" => SUPERSEDED).increment(1);
             for index in &set.deliveries {
                 if let Some(outcome) = outcomes.get_mut(*index) {
                     *outcome = Outcome::skip(SUPERSEDED);
                 }
             }
-            return;
         }
-        let Some(outcome) = set.concluding.and_then(|index| outcomes.get_mut(index)) else { return };
-        let output = match settled {
-            Settled::Shown(head) => status(set.record, set.state(), head.chunks, None, head.at),
-            Settled::Incomplete(count) => {
-                let reason = format!(
-                    "{count} of {} chunks arrived; the others are dead letters of an earlier stage or of this one",
-                    set.record.total_chunks
-                );
-                self.failed(set.record, reason)
+        // The status of a later revision stays.
+        Settled::Shown { .. } if failed.is_some_and(|failed| failed.revision > set.record.revision) => {}
+        Settled::Shown { head, before } => {
+            let outcome = set.speaker(head, *before, deliveries).and_then(|index| outcomes.get_mut(index));
+            if let Some(outcome) = outcome {
+                *outcome = Outcome::emit(status(set.record, set.state(), head.chunks, None, head.at));
             }
-            Settled::Superseded | Settled::Open => return,
-        };
-        *outcome = Outcome::emit(output);
+        }
+        Settled::Incomplete => {}
     }
+}
 
-    fn failed(&self, record: &EmbeddingBatch, reason: String) -> Output {
-        metrics::counter!(metric::DOCUMENTS, "state" => "failed").increment(1);
-        status(record, DocumentState::Failed, 0, Some(reason), (self.clock)())
-    }
+fn of(delivery: &Delivery<EmbeddingBatch>) -> Failing<'_> {
+    Failing { record: delivery.record(), position: position(delivery) }
 }
 
 type SetKey<'a> = (DocumentKey<'a>, weir_contracts::Revision, &'a str);
@@ -265,12 +314,12 @@ fn left_behind(old: &Head, new: &Head) -> Option<Stale> {
 }
 
 /// The kinds of vectors at hand; one, unless the embedding model is being changed.
-fn kinds<'a>(sets: &[Set<'a>]) -> HashSet<(i32, &'a str)> {
-    sets.iter().map(|set| (set.record.dimension, set.record.model.as_str())).collect()
+fn kinds<'a>(records: impl Iterator<Item = &'a EmbeddingBatch>) -> HashSet<(i32, &'a str)> {
+    records.map(|record| (record.dimension, record.model.as_str())).collect()
 }
 
-fn documents<'a>(sets: &[Set<'a>]) -> Vec<DocumentKey<'a>> {
-    let mut documents: Vec<_> = sets.iter().map(|set| document_of(set.record)).collect();
+fn documents<'a>(records: impl Iterator<Item = &'a EmbeddingBatch>) -> Vec<DocumentKey<'a>> {
+    let mut documents: Vec<_> = records.map(document_of).collect();
     documents.sort_unstable();
     documents.dedup();
     documents

@@ -6,6 +6,7 @@
 mod config;
 mod index;
 mod janitor;
+mod known;
 pub mod metric;
 mod sets;
 

@@ -19,12 +19,10 @@ pub fn document_of(record: &EmbeddingBatch) -> DocumentKey<'_> {
 pub struct Set<'a> {
     /// Any of its records: all say the same of the set.
     pub record: &'a EmbeddingBatch,
-    /// Offset of its last record; see [`Head::position`].
+    /// Place of the last of its records at hand; see [`Head::position`].
     pub position: i64,
     /// Which of the deliveries are its records.
     pub deliveries: Vec<usize>,
-    /// The delivery that says what became of the set, if it is at hand.
-    pub concluding: Option<usize>,
 }
 
 impl Set<'_> {
@@ -71,21 +69,26 @@ impl Set<'_> {
         head.is_some_and(|head| head.is_beyond(self.record.revision, &self.record.build, self.position))
     }
 
+    /// The delivery that says that the set is shown, if it is at hand. It is the record that completed the set, which the
+    /// head names by its place. When nothing showed the set before, it has not been said yet, so the last one at hand
+    /// says it, even if another instance, frozen until now, moved the head meanwhile.
+    pub fn speaker(&self, head: &Head, was_shown: bool, deliveries: &[Delivery<EmbeddingBatch>]) -> Option<usize> {
+        let named = |index: &&usize| deliveries.get(**index).is_some_and(|found| position(found) == head.position);
+        let completed = self.deliveries.iter().rev().find(named);
+        completed.or_else(|| self.deliveries.last().filter(|_| !was_shown)).copied()
+    }
+
     /// What orders the sets of a document.
     fn rank(&self) -> (Revision, i64) {
         (self.record.revision, self.position)
     }
 }
 
-/// Offset that orders the builds of a revision: where the record first lay, also when it comes back from elsewhere.
+/// Place of a record among those of its lane, which orders the builds of a revision: that of the batch of chunks it was
+/// made of. Records that do not say it have the offset where they lay first, also when they come back from elsewhere.
 pub fn position(delivery: &Delivery<EmbeddingBatch>) -> i64 {
-    let first = delivery.headers.text(header::DLQ_OFFSET).and_then(|offset| offset.parse().ok());
-    first.unwrap_or(delivery.at.offset)
-}
-
-/// Whether a record took a detour: then records behind it in its lane may have been processed before it.
-fn came_back(delivery: &Delivery<EmbeddingBatch>) -> bool {
-    [header::ATTEMPT, header::REPLAYS].iter().any(|name| delivery.headers.get(name).is_some())
+    let chunks = delivery.headers.text(header::POSITION).and_then(|offset| offset.parse().ok());
+    chunks.unwrap_or_else(|| delivery.first_offset())
 }
 
 /// Groups the accepted deliveries by set, in order of their first record.
@@ -99,15 +102,12 @@ pub fn group<'a>(deliveries: &'a [Delivery<EmbeddingBatch>], accepted: &[bool]) 
         let record = delivery.record();
         let key = (document_of(record), record.revision, record.build.as_str());
         let at = *by_key.entry(key).or_insert_with(|| {
-            sets.push(Set { record, position: i64::MIN, deliveries: Vec::new(), concluding: None });
+            sets.push(Set { record, position: i64::MIN, deliveries: Vec::new() });
             sets.len().saturating_sub(1)
         });
         if let Some(set) = sets.get_mut(at) {
-            set.position = set.position.max(position(delivery));
+            set.position = position(delivery);
             set.deliveries.push(index);
-            if record.batch.saturating_add(1) == record.batches || came_back(delivery) {
-                set.concluding = Some(index);
-            }
         }
     }
     sets
@@ -135,6 +135,9 @@ pub fn fault(record: &EmbeddingBatch) -> Option<String> {
     }
     if record.dimension < 1 {
         return Some(format!("vectors of {} numbers", record.dimension));
+    }
+    if record.failure.is_some() {
+        return (!record.chunks.is_empty()).then(|| "a failure with chunks".to_owned());
     }
     if record.deleted && (record.total_chunks != 0 || !record.chunks.is_empty() || record.batches != 1) {
         return Some("a deletion with chunks".to_owned());
@@ -170,6 +173,7 @@ mod tests {
             requested_at: 0,
             model: "m".into(),
             dimension: 3,
+            failure: None,
             chunks: Vec::new(),
         };
         let at = Coordinates { topic: "weir.embeddings".into(), lane: Lane(0), offset };
@@ -180,29 +184,36 @@ mod tests {
         group(deliveries, &vec![true; deliveries.len()])
     }
 
-    #[test]
-    fn only_the_last_batch_of_a_set_says_what_became_of_it() {
-        let deliveries = [delivery(1, 0, 3, 10), delivery(1, 1, 3, 11)];
-        let sets = group_all(&deliveries);
-        assert_eq!(sets.len(), 1);
-        assert!(sets[0].concluding.is_none() && !sets[0].is_whole(&deliveries));
-
-        let deliveries = [delivery(1, 1, 3, 11), delivery(1, 2, 3, 12)];
-        let sets = group_all(&deliveries);
-        assert_eq!(sets[0].concluding, Some(1));
-        assert!(!sets[0].is_whole(&deliveries));
-        assert_eq!(sets[0].position, 12);
+    fn shown(set: &Set<'_>, position: i64) -> Head {
+        Head { position, ..set.head(0) }
     }
 
     #[test]
-    fn a_batch_that_comes_back_late_says_what_became_of_its_set() {
-        let mut late = delivery(1, 0, 3, 99);
-        late.headers.set(header::REPLAYS, "1");
-        late.headers.set(header::DLQ_OFFSET, "10");
-        let deliveries = [late];
+    fn the_record_that_completed_a_set_says_so_and_no_other_when_they_come_again() {
+        let deliveries = [delivery(1, 0, 3, 10), delivery(1, 1, 3, 11), delivery(1, 2, 3, 12)];
         let sets = group_all(&deliveries);
-        assert_eq!(sets[0].concluding, Some(0));
-        assert_eq!(sets[0].position, 10, "it keeps its place");
+        let head = shown(&sets[0], sets[0].position);
+        assert_eq!((sets.len(), head.position, sets[0].is_whole(&deliveries)), (1, 12, true));
+        assert_eq!(sets[0].speaker(&head, false, &deliveries), Some(2));
+        assert_eq!(sets[0].speaker(&head, true, &deliveries), Some(2));
+        let sets = group_all(&deliveries[..2]);
+        assert!(!sets[0].is_whole(&deliveries[..2]));
+        assert_eq!(sets[0].speaker(&head, true, &deliveries[..2]), None);
+        assert_eq!(
+            sets[0].speaker(&head, false, &deliveries[..2]),
+            Some(1),
+            "someone else moved it: nobody said it yet"
+        );
+    }
+
+    #[test]
+    fn a_record_that_comes_back_late_keeps_its_place() {
+        let mut late = delivery(1, 0, 3, 99);
+        late.at.topic = "weir.index.again".into();
+        late.headers.set(header::DLQ_OFFSET, "10");
+        assert_eq!(position(&late), 10);
+        late.headers.set(header::POSITION, "7");
+        assert_eq!(position(&late), 7, "where its chunks lie");
     }
 
     #[test]
@@ -224,5 +235,7 @@ mod tests {
         assert!(fault(&deletion).is_some());
         deletion.total_chunks = 0;
         assert!(fault(&deletion).is_none());
+        let failed = EmbeddingBatch { failure: Some("no".into()), total_chunks: 1, ..deletion };
+        assert!(fault(&failed).is_none());
     }
 }

@@ -2,109 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-#[path = "../../../shared/vectors/tests/server/mod.rs"]
-mod server;
+mod setup;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use server::{Server, deletion, document, record, revision, split, tenant};
-use tokio_util::sync::CancellationToken;
-use weir_contracts::{DocumentState, DocumentStatus, EmbeddingBatch, Lane, Record, header};
-use weir_index::{Index, IndexConfig, Janitor};
-use weir_stage::{Batch, Coordinates, Delivery, Headers, Outcome, Stage, StageError};
-use weir_vectors::{Mode, QdrantConfig, Search, VectorStore};
-
-const NEAR: [f32; 3] = [1.0, 0.0, 0.0];
-
-struct Setup {
-    server: Server,
-    store: VectorStore,
-    index: Index,
-}
-
-/// A stage whose clock moves on by one with each look at it.
-fn setup() -> Setup {
-    let server = Server::start();
-    let store = server.store();
-    let index = stage(&store);
-    Setup { server, store, index }
-}
-
-fn stage(store: &VectorStore) -> Index {
-    let config = IndexConfig { sweep_interval_s: 0, ..IndexConfig::default() };
-    let janitor = Janitor::start(store.clone(), &config, CancellationToken::new());
-    let clock = Arc::new(AtomicI64::new(5_000));
-    Index::new(store.clone(), janitor).with_clock(move || clock.fetch_add(1, Ordering::SeqCst))
-}
-
-fn at(record: EmbeddingBatch, offset: i64) -> Delivery<EmbeddingBatch> {
-    Delivery {
-        record,
-        at: Coordinates { topic: "weir.embeddings".into(), lane: Lane(0), offset },
-        key: None,
-        headers: Headers::default(),
-        timestamp: 0,
-    }
-}
-
-fn lined_up(records: impl IntoIterator<Item = EmbeddingBatch>, from: i64) -> Vec<Delivery<EmbeddingBatch>> {
-    records.into_iter().zip(from..).map(|(record, offset)| at(record, offset)).collect()
-}
-
-/// What became of a record, in short.
-#[derive(Debug, Clone, PartialEq)]
-enum Said {
-    Nothing,
-    Superseded,
-    Indexed(i64, i32),
-    Deleted(i64),
-    Failed(i64),
-    Rejected(String),
-}
-
-fn said(outcome: &Outcome) -> Said {
-    let statuses: Vec<DocumentStatus> = outcome
-        .outputs()
-        .iter()
-        .map(|output| {
-            let mut body = Vec::new();
-            output.record.as_ref().unwrap().encode(&mut body).unwrap();
-            let status = DocumentStatus::decode(None, &body).unwrap();
-            assert_eq!(output.key.as_deref(), Some(format!("{}/{}", status.tenant, status.document).as_bytes()));
-            status
-        })
-        .collect();
-    match (outcome, statuses.as_slice()) {
-        (Outcome::Skip { reason: "superseded", .. }, []) => Said::Superseded,
-        (Outcome::Reject { failure, .. }, [status]) => {
-            assert_eq!((status.state, status.reason.as_ref()), (DocumentState::Failed, Some(&failure.message)));
-            Said::Rejected(failure.message.clone())
-        }
-        (Outcome::Emit(_), []) => Said::Nothing,
-        (Outcome::Emit(_), [status]) => match status.state {
-            DocumentState::Indexed => Said::Indexed(status.revision.ordinal(), status.chunks),
-            DocumentState::Deleted => Said::Deleted(status.revision.ordinal()),
-            DocumentState::Failed => Said::Failed(status.revision.ordinal()),
-        },
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn process(index: &mut Index, deliveries: &[Delivery<EmbeddingBatch>]) -> Vec<Said> {
-    index.process(Batch::new(deliveries)).await.unwrap().iter().map(said).collect()
-}
-
-async fn found(store: &VectorStore, text: &str) -> Vec<String> {
-    let (tenant, filter) = (tenant("acme"), BTreeMap::new());
-    let search =
-        Search { tenant: &tenant, filter: &filter, dense: None, text: Some(text), limit: 50, mode: Mode::Sparse };
-    let mut texts: Vec<_> = store.search(&search).await.unwrap().into_iter().map(|hit| hit.text).collect();
-    texts.sort();
-    texts
-}
+use setup::server::{deletion, document, record, revision, split, tenant};
+use setup::*;
+use weir_contracts::EmbeddingBatch;
+use weir_index::Index;
+use weir_stage::{Batch, Delivery, Failure, Outcome, Stage, StageError};
+use weir_vectors::{QdrantConfig, VectorStore};
 
 fn three(number: i64) -> EmbeddingBatch {
     record("acme", "d", number, &[("word one", NEAR), ("word two", NEAR), ("word three", NEAR)])
@@ -239,23 +147,107 @@ fn successor_deletes(config: &QdrantConfig) {
     });
 }
 
+/// What the other stages say of a record that became a dead letter.
+fn failure_of(record: &EmbeddingBatch) -> EmbeddingBatch {
+    EmbeddingBatch { failure: Some("dead letter of embed: no".into()), chunks: Vec::new(), ..record.clone() }
+}
+
 #[tokio::test]
-async fn a_set_with_a_record_missing_fails_and_a_replay_of_that_record_heals_it() {
+async fn a_set_with_a_record_missing_says_nothing_and_is_indexed_when_the_record_comes() {
     let mut t = setup();
     assert_eq!(process(&mut t.index, &[at(three(1), 0)]).await, [Said::Indexed(1, 3)]);
-    let next = EmbeddingBatch { revision: revision(2), ..three(2) };
-    let parts = lined_up(split(&next), 1);
+    let parts = lined_up(split(&three(2)), 1);
     let arrived = [parts[0].clone(), parts[2].clone()];
-    assert_eq!(process(&mut t.index, &arrived).await, [Said::Nothing, Said::Failed(2)]);
+    assert_eq!(process(&mut t.index, &arrived).await, [Said::Nothing, Said::Nothing], "it is on its way");
     assert_eq!(found(&t.store, "word").await.len(), 3, "the previous revision stays");
-    let head = t.store.head(&tenant("acme"), &document("d")).await.unwrap().unwrap();
-    assert_eq!(head.revision, revision(1));
+    assert_eq!(shown(&t.store).await, (1, false));
 
-    let mut replayed = at(parts[1].record.clone(), 40);
-    replayed.headers.set(header::REPLAYS, "1");
-    replayed.headers.set(header::DLQ_OFFSET, "2");
-    assert_eq!(process(&mut t.index, std::slice::from_ref(&replayed)).await, [Said::Indexed(2, 3)]);
-    assert_eq!(process(&mut t.index, &[replayed]).await, [Said::Indexed(2, 3)]);
+    // Through the retries of this stage, or of one before it, which write a new record.
+    for late in [again(&parts[1], 40), placed(&parts[1], 41, 2)] {
+        let mut t = setup();
+        process(&mut t.index, &arrived).await;
+        let wanted = [Said::Indexed(2, 3)];
+        assert_eq!(process(&mut t.index, std::slice::from_ref(&late)).await, wanted);
+        assert_eq!(process(&mut t.index, &arrived).await, [Said::Nothing, Said::Nothing], "it was said");
+        assert_eq!(process(&mut t.index, &[late]).await, wanted, "a crash before it was committed");
+    }
+}
+
+#[tokio::test]
+async fn a_revision_of_which_a_record_is_a_dead_letter_is_failed_once_and_a_replay_heals_it() {
+    // Whichever of the records it is: the last one, too.
+    for dead in 0..3 {
+        let mut t = setup();
+        assert_eq!(process(&mut t.index, &[at(three(1), 0)]).await, [Said::Indexed(1, 3)]);
+        let parts = lined_up(split(&three(2)), 1);
+        let mut arriving = parts.clone();
+        arriving[dead].record = failure_of(&parts[dead].record);
+        let mut wanted = vec![Said::Nothing; 3];
+        wanted[dead] = Said::Failed(2, "dead letter of embed: no".into());
+        assert_eq!(process(&mut t.index, &arriving).await, wanted);
+        assert_eq!(process(&mut t.index, &arriving).await, wanted, "a crash before it was committed");
+        assert_eq!(found(&t.store, "word").await.len(), 3, "the previous revision stays, whole");
+        assert_eq!(shown(&t.store).await, (1, false));
+        let other = at(failure_of(&parts[(dead + 1) % 3].record), 10);
+        assert_eq!(process(&mut t.index, &[other]).await, [Said::Nothing], "a second dead letter of the revision");
+
+        let replayed = placed(&parts[dead], 11, parts[dead].at.offset);
+        assert_eq!(process(&mut t.index, &[replayed]).await, [Said::Indexed(2, 3)]);
+        assert_eq!(shown(&t.store).await, (2, false));
+        assert_eq!(process(&mut t.index, &[arriving[dead].clone()]).await, [Said::Nothing], "never after it is shown");
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_was_rejected_as_a_whole_is_failed_also_before_there_is_a_collection() {
+    let mut t = setup();
+    let whole = EmbeddingBatch { total_chunks: 1, ..failure_of(&record("acme", "d", 1, &[])) };
+    let wanted = [Said::Failed(1, "dead letter of embed: no".into())];
+    assert_eq!(process(&mut t.index, &[at(whole.clone(), 0)]).await, wanted);
+    let deleted = EmbeddingBatch { deleted: true, revision: revision(2), ..whole };
+    assert_eq!(process(&mut t.index, &[at(deleted, 1)]).await, [Said::Failed(2, "dead letter of embed: no".into())]);
+    assert_eq!(process(&mut t.index, &[at(record("acme", "d", 3, &[]), 2)]).await, [Said::Indexed(3, 0)]);
+}
+
+/// The last thing that is said of a document is that of its latest revision, though an earlier one is shown.
+#[tokio::test]
+async fn a_revision_that_is_complete_late_is_shown_but_does_not_hide_that_a_later_one_failed() {
+    let mut t = setup();
+    let parts = lined_up(split(&three(1)), 0);
+    process(&mut t.index, &parts[..2]).await;
+    let failed = at(failure_of(&three(2)), 3);
+    assert!(matches!(process(&mut t.index, &[failed]).await[..], [Said::Failed(2, _)]));
+    assert_eq!(process(&mut t.index, &[again(&parts[2], 9)]).await, [Said::Nothing]);
+    assert_eq!(shown(&t.store).await, (1, false));
+    assert_eq!(process(&mut t.index, &[at(failure_of(&three(1)), 10)]).await, [Said::Nothing], "nor does its failure");
+    assert_eq!(process(&mut t.index, &[at(deletion("acme", "d", 3), 11)]).await, [Said::Deleted(3)]);
+}
+
+#[tokio::test]
+async fn another_build_begins_its_set_anew_and_the_earlier_one_that_is_complete_late_does_not_replace_it() {
+    let mut t = setup();
+    let old = lined_up(split(&three(1)), 0);
+    let built = |record: EmbeddingBatch| EmbeddingBatch { build: "build-2".into(), ..record };
+    let new = lined_up(split(&built(record("acme", "d", 1, &[("word a", NEAR), ("word b", NEAR)]))), 3);
+    assert_eq!(process(&mut t.index, &[old[0].clone(), old[2].clone(), new[0].clone()]).await, [NOTHING; 3]);
+    assert!(found(&t.store, "word").await.is_empty(), "three chunks are there, but of two builds");
+    assert_eq!(process(&mut t.index, &new[1..]).await, [Said::Indexed(1, 2)]);
+    // It took a detour before it was embedded: its record is a new one.
+    assert_eq!(process(&mut t.index, &[placed(&old[1], 9, 1)]).await, [Said::Superseded]);
+    assert_eq!(found(&t.store, "word").await, ["word a", "word b"]);
+}
+
+#[tokio::test]
+async fn a_change_of_title_and_metadata_only_changes_what_is_found() {
+    let mut t = setup();
+    let about = |kind: &str| BTreeMap::from([("kind".to_owned(), kind.to_owned())]);
+    let with = |number, kind| EmbeddingBatch { metadata: about(kind), title: Some(kind.to_owned()), ..three(number) };
+    assert_eq!(process(&mut t.index, &[at(with(1, "draft"), 0)]).await, [Said::Indexed(1, 3)]);
+    assert_eq!(process(&mut t.index, &[at(with(2, "final"), 1)]).await, [Said::Indexed(2, 3)]);
+    assert!(hits(&t.store, "word", &about("draft")).await.is_empty());
+    let hits = hits(&t.store, "word", &about("final")).await;
+    assert_eq!(hits.len(), 3);
+    assert!(hits.iter().all(|hit| hit.title.as_deref() == Some("final") && hit.revision == revision(2)));
 }
 
 #[tokio::test]
@@ -266,7 +258,22 @@ async fn a_record_that_can_not_be_indexed_costs_only_itself() {
     let deliveries = lined_up([three(1), bad, record("acme", "e", 1, &[("word five", NEAR)])], 0);
     let outcomes = process(&mut t.index, &deliveries).await;
     assert_eq!((&outcomes[0], &outcomes[2]), (&Said::Indexed(1, 3), &Said::Indexed(1, 1)));
-    assert!(matches!(&outcomes[1], Said::Rejected(reason) if reason.contains("11 bytes")), "{outcomes:?}");
+    assert!(matches!(&outcomes[1], Said::Rejected(Some(reason)) if reason.contains("11 bytes")), "{outcomes:?}");
+    assert_eq!(process(&mut t.index, &deliveries).await, outcomes, "and again");
+    let mut empty = setup();
+    assert_eq!(process(&mut empty.index, &deliveries[1..2]).await, outcomes[1..2], "the first record ever");
+}
+
+/// The runner rejects what the stage panics on, and asks it for last words.
+#[tokio::test]
+async fn what_the_runner_rejects_is_failed_unless_it_is_shown() {
+    let mut t = setup();
+    let failure = Failure::new("panic", "the stage panicked");
+    let parts = lined_up(split(&three(1)), 0);
+    let words = t.index.last_words(&parts[0], &failure).await.unwrap();
+    assert_eq!(words.len(), 1);
+    assert_eq!(process(&mut t.index, &parts).await, [Said::Nothing, Said::Nothing, Said::Indexed(1, 3)]);
+    assert!(t.index.last_words(&parts[0], &failure).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -306,6 +313,8 @@ async fn a_few_thousand_records_are_indexed_in_one_batch() {
     assert!(outcomes.iter().all(|outcome| *outcome == Said::Indexed(1, 1)));
     assert!(started.elapsed() < Duration::from_secs(20));
 }
+
+const NOTHING: Said = Said::Nothing;
 
 async fn eventually(condition: impl AsyncFn() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);

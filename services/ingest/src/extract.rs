@@ -4,15 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use futures::future::try_join_all;
-use weir_contracts::{
-    Action, Document, DocumentRequest, OutcomeKind, Record, Revision, Topic, header, length_prefixed_hash,
-};
-use weir_stage::{Batch, Delivery, Failure, Outcome, Stage, StageError, State, failure_class};
+use weir_contracts::{Action, Document, DocumentRequest, Record, Revision, Topic, header, length_prefixed_hash};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError, State, failure_class};
 
 use crate::config::Config;
 use crate::fetch::{Claims, FetchError};
 use crate::formats::{self, EXTRACTOR, Extracted, Hint, Limits, Refusal};
-use crate::identity::{Case, Opened, Remembered, Standing, told};
+use crate::identity::{Case, Opened, Remembered, Standing, last_words};
 use crate::metric;
 use crate::pool::{Pool, PoolError, WorkerCommand};
 use crate::waves::waves;
@@ -95,10 +93,7 @@ impl Extract {
         // Before anything can fail: whatever happens, the request has its revision.
         let revision = match self.revision(delivery) {
             Ok(revision) => revision,
-            Err(failure) => {
-                let told = told(delivery, OutcomeKind::Rejected, None, Some(failure.message.clone()));
-                return Ok(Outcome::reject(failure).and(told));
-            }
+            Err(failure) => return Ok(Outcome::reject(failure)),
         };
         let case = Case { delivery, state, revision, window: self.idempotency_window };
         let known = match case.open()? {
@@ -258,6 +253,14 @@ impl Stage for Extract {
         }
         decided.sort_unstable_by_key(|(place, _)| *place);
         Ok(decided.into_iter().map(|(_, outcome)| outcome).collect())
+    }
+
+    async fn last_words(
+        &mut self,
+        delivery: &Delivery<DocumentRequest>,
+        failure: &Failure,
+    ) -> Result<Vec<Output>, StageError> {
+        Ok(vec![last_words(delivery, failure)])
     }
 }
 

@@ -114,8 +114,7 @@ impl Case<'_> {
              key for a new request",
             first.request
         );
-        let told = self.told(OutcomeKind::Conflict, None, Some(reason.clone()));
-        Some(Outcome::reject(Failure::new(CONFLICT, reason)).and(told))
+        Some(Outcome::reject(Failure::new(CONFLICT, reason)))
     }
 
     fn superseded(&self, newer: Revision) -> Result<Outcome, StageError> {
@@ -174,8 +173,8 @@ impl Case<'_> {
         metric::count_document("", class);
         self.log(class, &reason, "document rejected");
         self.remember(Standing::Failed)?;
-        let told = self.finally(OutcomeKind::Rejected, None, Some(reason.clone()))?;
-        Ok(Outcome::reject(Failure::new(class, reason)).and(told))
+        self.remember_key(OutcomeKind::Rejected, None, Some(reason.clone()))?;
+        Ok(Outcome::reject(Failure::new(class, reason)))
     }
 
     /// The request is tried again later. Nothing is decided, so nothing is remembered, also when this was the last try:
@@ -183,8 +182,7 @@ impl Case<'_> {
     pub(crate) fn retry_later(&self, class: &'static str, reason: String) -> Outcome {
         metric::count_document("", "retry");
         self.log(class, &reason, "document is tried again later");
-        let told = self.told(OutcomeKind::Rejected, None, Some(reason.clone()));
-        Outcome::retry_later(Failure::new(class, reason)).and(told)
+        Outcome::retry_later(Failure::new(class, reason))
     }
 
     /// The document is this from now on, and older requests come too late.
@@ -201,15 +199,26 @@ impl Case<'_> {
         revision: Option<Revision>,
         reason: Option<String>,
     ) -> Result<Output, StageError> {
+        self.remember_key(outcome, revision, reason.clone())?;
+        Ok(self.told(outcome, revision, reason))
+    }
+
+    /// Remembers what became of the request for repeats with its key, if it has one.
+    fn remember_key(
+        &self,
+        outcome: OutcomeKind,
+        revision: Option<Revision>,
+        reason: Option<String>,
+    ) -> Result<(), StageError> {
         let request = self.delivery.record();
         if let Some(key) = idempotency::key_of(request) {
             let fingerprint = idempotency::fingerprint(request);
-            let first = FirstUse { request: self.revision, fingerprint, outcome, revision, reason: reason.clone() };
+            let first = FirstUse { request: self.revision, fingerprint, outcome, revision, reason };
             let expires_at = self.delivery.timestamp.saturating_add(self.window);
             let key = idempotency::state_key(&request.tenant, key);
             self.state.put_until(self.delivery, key, encoded(&first)?, expires_at);
         }
-        Ok(self.told(outcome, revision, reason))
+        Ok(())
     }
 
     fn told(&self, outcome: OutcomeKind, revision: Option<Revision>, reason: Option<String>) -> Output {
@@ -242,9 +251,17 @@ fn encoded(value: &impl Serialize) -> Result<Vec<u8>, StageError> {
     serde_json::to_vec(value).map_err(|error| StageError::Fatal(format!("state can't be written: {error}")))
 }
 
+/// Says of a request that became a dead letter what became of it, whoever rejected it. The runner asks for it once, so a
+/// panic, an output that is too large and a last try are told as well. Nothing is remembered of those: nothing was
+/// decided, so the dead letter may be replayed as long as no newer request was decided.
+pub(crate) fn last_words(delivery: &Delivery<DocumentRequest>, failure: &Failure) -> Output {
+    let outcome = if failure.class == CONFLICT { OutcomeKind::Conflict } else { OutcomeKind::Rejected };
+    told(delivery, outcome, None, Some(failure.message.clone()))
+}
+
 /// Says of a request what became of it. The time is that of the request's record, so that the same delivery always
 /// gives the same answer.
-pub(crate) fn told(
+fn told(
     delivery: &Delivery<DocumentRequest>,
     outcome: OutcomeKind,
     revision: Option<Revision>,

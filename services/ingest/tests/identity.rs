@@ -10,8 +10,10 @@ use weir_contracts::{
     TenantId, Topic, header,
 };
 use weir_ingest::pool::WorkerCommand;
-use weir_ingest::{Config, Extract, worker};
-use weir_stage::{Batch, Coordinates, Delivery, Headers, MemoryState, Outcome, Output, Stage, StageError};
+use weir_ingest::{Config, Extract, Route, worker};
+use weir_stage::{
+    Batch, Coordinates, Delivery, Failure, Headers, MemoryState, Outcome, Output, Stage, StageError, failure_class,
+};
 
 const HOUR: i64 = 3_600_000;
 /// When the first record was written.
@@ -130,7 +132,15 @@ impl LaneOf {
 
     async fn try_all(&mut self, batch: &[Delivery<DocumentRequest>]) -> Result<Vec<Said>, StageError> {
         let outcomes = self.stage.process(Batch::with_state(batch, &self.state)).await?;
-        Ok(outcomes.iter().map(Said::of).collect())
+        let mut said = Vec::with_capacity(outcomes.len());
+        for (mut outcome, delivery) in outcomes.into_iter().zip(batch) {
+            // As the runner does with whatever becomes a dead letter.
+            if let Outcome::Reject { failure, outputs } = &mut outcome {
+                outputs.extend(self.stage.last_words(delivery, failure).await?);
+            }
+            said.push(Said::of(&outcome));
+        }
+        Ok(said)
     }
 
     async fn all(&mut self, batch: &[Delivery<DocumentRequest>]) -> Vec<Said> {
@@ -366,6 +376,26 @@ async fn nothing_is_remembered_of_a_request_that_is_tried_again_later() {
     // It neither moved the fence nor took the key, whether it comes back or became a dead letter.
     assert_eq!(lane.one(late(6, keyed("k", upsert("a", "Found at last.")))).await.told, accepted(6));
     assert_eq!(lane.one(first(7, claim)).await.kind(), OutcomeKind::Conflict, "now it has");
+}
+
+/// What the runner rejects itself (a panic, an output that is too large, a last try) the stage has not decided.
+#[tokio::test]
+async fn a_request_that_the_runner_rejects_is_told_so_and_its_replay_counts() {
+    let mut lane = LaneOf::new();
+    assert_eq!(lane.one(first(5, upsert("a", GOOD))).await.told, accepted(5));
+    let panicking = first(6, keyed("k", upsert("a", "Other text.")));
+    let failure = Failure::new(failure_class::PANIC, "the stage panicked: at noon");
+    let words = lane.stage.last_words(&panicking, &failure).await.unwrap();
+    let [told] = words.as_slice() else { panic!("{words:?}") };
+    let told: RequestOutcome = decoded(told);
+    assert_eq!((told.outcome, told.revision, told.request_id.as_str()), (OutcomeKind::Rejected, None, "r6"));
+    assert_eq!(told.reason.as_deref(), Some("the stage panicked: at noon"));
+    let replayed = lane.one(late(6, panicking.record)).await;
+    assert_eq!(replayed.document, Some((6, Some("Other text.".into()))));
+
+    let mut route = Route::new(12);
+    let words = route.last_words(&first(7, upsert("a", GOOD)), &failure).await.unwrap();
+    assert_eq!(words[0].lane, Some(Lane::of(b"acme/a", 12)), "before it is in its lane, too");
 }
 
 /// A step of a random history: a request, and how it travels.

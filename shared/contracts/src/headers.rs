@@ -10,6 +10,9 @@ pub mod header {
     pub const TENANT: &str = "weir-tenant";
     /// Revision fixed at first delivery, as its ordinal; kept over retries and replays.
     pub const REVISION: &str = "weir-revision";
+    /// Where the batch of chunks lies that the record was made of, as an offset in its lane of `chunks`: it orders the
+    /// builds of a revision, also when some of their batches come late.
+    pub const POSITION: &str = "weir-position";
     /// How often the record was tried before, from 1.
     pub const ATTEMPT: &str = "weir-attempt";
     /// Stage that a delayed record returns to.

@@ -190,6 +190,8 @@ pub struct ChunkBatch {
     pub metadata: BTreeMap<String, String>,
     /// When the request was made, milliseconds since the Unix epoch, UTC.
     pub requested_at: i64,
+    /// Why this batch, or with batch 0 of 1 perhaps all of the revision, is a dead letter: stage, class and reason. Then it has no chunks, title or metadata, and total_chunks is at least 1. Null when nothing is wrong.
+    pub failure: Option<String>,
     /// The chunks of this batch, in order.
     pub chunks: Vec<Chunk>,
 }
@@ -248,6 +250,8 @@ pub struct EmbeddingBatch {
     pub model: String,
     /// Components of each vector.
     pub dimension: i32,
+    /// Why this batch, or with batch 0 of 1 perhaps all of the revision, is a dead letter: stage, class and reason. Then it has no chunks, title or metadata, and total_chunks is at least 1. Null when nothing is wrong.
+    pub failure: Option<String>,
     /// The chunks of this batch, in order.
     pub chunks: Vec<EmbeddedChunk>,
 }

@@ -14,6 +14,7 @@ use weir_contracts::{Lane, Record, Topic, TopicNames, frame, header, unframe};
 use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Output, Stage, StageError, failure_class};
 
 use crate::backoff::Backoff;
+use crate::dead_letter::cut;
 use crate::ownership::{LaneEpoch, Ownership};
 use crate::retry::{RetryPolicy, attempts};
 use crate::state::{BatchState, RecordKey, SharedStores, StoreError, Write, record_key};
@@ -102,16 +103,19 @@ pub(crate) struct Processor<S: Stage> {
 }
 
 /// What becomes of a record the stage is not asked about.
-enum Fate {
+enum Fate<R> {
     Tombstone,
-    Rejected(Failure),
+    Undecodable(Failure),
+    /// The stage was asked, but what it said can't be done.
+    Overruled(Failure, Box<Delivery<R>>),
 }
 
-impl Fate {
-    fn outcome(&self) -> Outcome {
+impl<R> Fate<R> {
+    fn outcome(&self) -> (Outcome, Option<&Delivery<R>>) {
         match self {
-            Self::Tombstone => Outcome::skip("tombstone"),
-            Self::Rejected(failure) => Outcome::reject(failure.clone()),
+            Self::Tombstone => (Outcome::skip("tombstone"), None),
+            Self::Undecodable(failure) => (Outcome::reject(failure.clone()), None),
+            Self::Overruled(failure, delivery) => (Outcome::reject(failure.clone()), Some(delivery)),
         }
     }
 }
@@ -217,7 +221,7 @@ impl<S: Stage> Processor<S> {
             Err(wait) => return Err((batch, wait)),
         };
         let mut deliveries = Vec::with_capacity(batch.len());
-        let mut fates: Vec<Option<Fate>> = Vec::with_capacity(batch.len());
+        let mut fates: Vec<Option<Fate<S::Input>>> = Vec::with_capacity(batch.len());
         for delivery in decoded {
             match delivery {
                 Ok(delivery) => {
@@ -233,7 +237,7 @@ impl<S: Stage> Processor<S> {
                 Ok(outcomes) => outcomes,
                 Err(wait) => return Err((batch, wait)),
             };
-            let encoded = match self.encode_all(&batch, &fates, outcomes, start).await {
+            let encoded = match self.encode_all(&batch, &fates, &deliveries, outcomes, start).await {
                 Ok(encoded) => encoded,
                 Err(wait) => return Err((batch, wait)),
             };
@@ -244,12 +248,9 @@ impl<S: Stage> Processor<S> {
             });
             let Some(at) = overruled else { break (encoded, state) };
             let delivered = fates.iter().take(at).filter(|fate| fate.is_none()).count();
-            if delivered < deliveries.len() {
-                deliveries.remove(delivered);
-            }
             let failure = encoded.into_iter().nth(at).and_then(|encoded| encoded.overruled);
-            if let (Some(fate), Some(failure)) = (fates.get_mut(at), failure) {
-                *fate = Some(Fate::Rejected(failure));
+            if let (Some(fate), Some(failure), true) = (fates.get_mut(at), failure, delivered < deliveries.len()) {
+                *fate = Some(Fate::Overruled(failure, Box::new(deliveries.remove(delivered))));
             }
         };
         let mut writes = match state.map(|state| self.settle_state(&batch, state)).transpose() {
@@ -294,18 +295,18 @@ impl<S: Stage> Processor<S> {
     async fn encode_all(
         &mut self,
         batch: &[RawRecord],
-        fates: &[Option<Fate>],
+        fates: &[Option<Fate<S::Input>>],
+        deliveries: &[Delivery<S::Input>],
         outcomes: Vec<Outcome>,
         start: SystemTime,
     ) -> Result<Vec<Encoded>, Wait> {
-        let mut outcomes = outcomes.into_iter();
+        let mut said = outcomes.into_iter().zip(deliveries).map(|(outcome, delivery)| (outcome, Some(delivery)));
         let mut encoded = Vec::with_capacity(batch.len());
         for (raw, fate) in batch.iter().zip(fates) {
-            let outcome = fate.as_ref().map(Fate::outcome).or_else(|| outcomes.next());
-            let Some(outcome) = outcome else {
+            let Some((outcome, delivery)) = fate.as_ref().map(Fate::outcome).or_else(|| said.next()) else {
                 return Err(Wait::Fatal("the stage returned fewer outcomes than records".into()));
             };
-            encoded.push(self.encode(raw, outcome, start).await?);
+            encoded.push(self.encode(raw, delivery, outcome, start).await?);
         }
         let waiting = encoded.iter_mut().filter(|encoded| matches!(encoded.verdict, Verdict::Retried(_)));
         self.retry.spread(waiting.flat_map(|encoded| &mut encoded.outputs), start, &mut rand::rng());
@@ -364,21 +365,31 @@ impl<S: Stage> Processor<S> {
         Ok(outcomes)
     }
 
-    async fn encode(&mut self, raw: &RawRecord, outcome: Outcome, start: SystemTime) -> Result<Encoded, Wait> {
-        let (mut verdict, outputs) = match outcome {
+    async fn encode(
+        &mut self,
+        raw: &RawRecord,
+        delivery: Option<&Delivery<S::Input>>,
+        outcome: Outcome,
+        start: SystemTime,
+    ) -> Result<Encoded, Wait> {
+        let (verdict, outputs) = match outcome {
             Outcome::Emit(outputs) => (Verdict::Emitted, outputs),
             Outcome::Skip { reason, outputs } => (Verdict::Skipped(reason), outputs),
             Outcome::Reject { failure, outputs } => (Verdict::Rejected(failure), outputs),
-            Outcome::RetryLater { failure, .. } if self.retry.allows(&failure, attempts(raw)) => {
+            Outcome::RetryLater { failure } if self.retry.allows(&failure, attempts(raw)) => {
                 let record = self.retry.record(self.name, raw, &failure, start);
                 return Ok(Encoded { verdict: Verdict::Retried(failure), outputs: vec![record], overruled: None });
             }
-            Outcome::RetryLater { failure, last_words } => {
+            Outcome::RetryLater { failure } => {
                 let message = format!("{} (tried {} times)", failure.message, attempts(raw) + 1);
-                (Verdict::Rejected(Failure::new(failure.class, message)), last_words)
+                (Verdict::Rejected(Failure::new(failure.class, message)), Vec::new())
             }
         };
         let trace = TraceParent::step(&raw.headers, self.name, &raw.at, start);
+        let (verdict, mut outputs, overruled) = match self.encode_outputs(raw, outputs, trace).await? {
+            Ok(outputs) => (verdict, outputs, None),
+            Err(too_large) => (Verdict::Rejected(too_large.clone()), Vec::new(), Some(too_large)),
+        };
         if let Verdict::Rejected(failure) = &verdict {
             tracing::warn!(
                 stage = self.name,
@@ -390,24 +401,56 @@ impl<S: Stage> Processor<S> {
                 reason = failure.message,
                 "record rejected"
             );
+            if let Some(delivery) = delivery {
+                outputs.extend(self.last_words(raw, delivery, failure, trace).await?);
+            }
         }
+        Ok(Encoded { verdict, outputs, overruled })
+    }
+
+    /// What the stage says of a record that becomes a dead letter. The dead letter itself does not depend on it.
+    async fn last_words(
+        &mut self,
+        raw: &RawRecord,
+        delivery: &Delivery<S::Input>,
+        failure: &Failure,
+        trace: Option<TraceParent>,
+    ) -> Result<Vec<EncodedRecord>, Wait> {
+        let failure = Failure::new(failure.class, cut(&failure.message));
+        let stage = self.name;
+        let unsaid = |reason: &dyn std::fmt::Display| {
+            tracing::error!(stage, at = %raw.at, %reason, "those who wait for a dead letter are not told");
+            Ok(Vec::new())
+        };
+        let words = match AssertUnwindSafe(self.stage.last_words(delivery, &failure)).catch_unwind().await {
+            Ok(words) => words?,
+            Err(_) => return unsaid(&"the stage panicked"),
+        };
+        match self.encode_outputs(raw, words, trace).await? {
+            Ok(words) => Ok(words),
+            Err(too_large) => unsaid(&too_large.message),
+        }
+    }
+
+    /// All outputs of a record, or why Kafka would not take one of them.
+    async fn encode_outputs(
+        &mut self,
+        raw: &RawRecord,
+        outputs: Vec<Output>,
+        trace: Option<TraceParent>,
+    ) -> Result<Result<Vec<EncodedRecord>, Failure>, Wait> {
         let mut encoded = Vec::with_capacity(outputs.len());
-        let mut overruled = None;
         for output in outputs {
             let record = self.encode_output(raw, output, trace).await?;
             let size = record.value.as_ref().map_or(0, Vec::len) + record.key.as_ref().map_or(0, Vec::len);
             // Room for the frame of the batch and the headers.
             if size + 1024 > self.config.max_record_bytes {
                 let message = format!("an output for {} has {size} bytes, more than Kafka accepts", record.topic);
-                let failure = Failure::new(failure_class::TOO_LARGE, message);
-                overruled = Some(failure.clone());
-                verdict = Verdict::Rejected(failure);
-                encoded.clear();
-                break;
+                return Ok(Err(Failure::new(failure_class::TOO_LARGE, message)));
             }
             encoded.push(record);
         }
-        Ok(Encoded { verdict, outputs: encoded, overruled })
+        Ok(Ok(encoded))
     }
 
     async fn encode_output(
@@ -454,7 +497,10 @@ impl<S: Stage> Processor<S> {
 }
 
 /// Decodes a batch; what can't be decoded has its outcome already.
-async fn decode<R: Record>(registry: &Registry, batch: &[RawRecord]) -> Result<Vec<Result<Delivery<R>, Fate>>, Wait> {
+async fn decode<R: Record>(
+    registry: &Registry,
+    batch: &[RawRecord],
+) -> Result<Vec<Result<Delivery<R>, Fate<R>>>, Wait> {
     let mut decoded = Vec::with_capacity(batch.len());
     for raw in batch {
         let Some(value) = &raw.value else {
@@ -469,7 +515,7 @@ async fn decode<R: Record>(registry: &Registry, batch: &[RawRecord]) -> Result<V
                 headers: raw.headers.clone(),
                 timestamp: raw.timestamp,
             }),
-            Err(reason) => Err(Fate::Rejected(Failure::new(failure_class::UNDECODABLE, reason))),
+            Err(reason) => Err(Fate::Undecodable(Failure::new(failure_class::UNDECODABLE, reason))),
         });
     }
     Ok(decoded)

@@ -32,6 +32,22 @@ pub trait Stage: Send + 'static {
         &mut self,
         batch: Batch<'_, Self::Input>,
     ) -> impl Future<Output = Result<Vec<Outcome>, StageError>> + Send;
+
+    /// What is said of a record that becomes a dead letter, to those who wait for it; committed with the dead letter.
+    /// Asked for every record that could be decoded, whoever rejects it and why: the stage itself, or the runner because
+    /// the stage panicked, an output was too large or the last try failed. Asked after [`Stage::process`], and again when
+    /// the batch is processed again. Says nothing by default.
+    ///
+    /// # Errors
+    /// As [`Stage::process`].
+    fn last_words(
+        &mut self,
+        delivery: &Delivery<Self::Input>,
+        failure: &Failure,
+    ) -> impl Future<Output = Result<Vec<Output>, StageError>> + Send {
+        let _ = (delivery, failure);
+        async { Ok(Vec::new()) }
+    }
 }
 
 /// Why a stage could not say what becomes of a batch.

@@ -28,6 +28,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The failure in a sentence for those downstream who wait for the record.
+    #[must_use]
+    pub fn told_by(&self, stage: &str) -> String {
+        format!("dead letter of {stage} ({}): {}", self.class, self.message)
+    }
+
     /// A failure of this class.
     pub fn new(class: &'static str, message: impl fmt::Display) -> Self {
         Self { class, message: message.to_string() }
@@ -107,8 +113,6 @@ pub enum Outcome {
     RetryLater {
         /// Why.
         failure: Failure,
-        /// What is said about it beside the dead letter, should it become one now.
-        last_words: Vec<Output>,
     },
 }
 
@@ -135,28 +139,25 @@ impl Outcome {
 
     /// It is to be tried again later.
     pub fn retry_later(failure: Failure) -> Self {
-        Self::RetryLater { failure, last_words: Vec::new() }
+        Self::RetryLater { failure }
     }
 
-    /// The same, saying this too (of a record to be tried again: only when it was the last try).
+    /// The same, saying this too. Nothing is said of a record that is tried again; what is to be said of its end,
+    /// [`crate::Stage::last_words`] says.
     pub fn and(mut self, output: Output) -> Self {
         match &mut self {
-            Self::Emit(outputs)
-            | Self::Skip { outputs, .. }
-            | Self::Reject { outputs, .. }
-            | Self::RetryLater { last_words: outputs, .. } => outputs.push(output),
+            Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs.push(output),
+            Self::RetryLater { .. } => {}
         }
         self
     }
 
-    /// What is written beside a dead letter.
+    /// What is written, beside a dead letter.
     #[must_use]
     pub fn outputs(&self) -> &[Output] {
         match self {
-            Self::Emit(outputs)
-            | Self::Skip { outputs, .. }
-            | Self::Reject { outputs, .. }
-            | Self::RetryLater { last_words: outputs, .. } => outputs,
+            Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs,
+            Self::RetryLater { .. } => &[],
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A document is a set of *chunk points* (one for each chunk: a dense vector, a sparse BM25 vector and what a citation
 //! needs) and one *head point* without vectors that says which revision of it can be seen. Writers put down every
 //! chunk of a revision first and move the head after that; readers drop hits the head does not vouch for. So nobody
-//! sees a mix of two revisions, half a document, or a document that was deleted.
+//! sees a mix of two revisions, half a document, or a document that was deleted. A third kind of point, without vectors
+//! too, notes the latest revision of a document that failed.
 //!
 //! - **Invariant:** a head only moves forward: its upsert carries a condition on (revision, position) that Qdrant
 //!   checks where the point lies. A process that was frozen and wakes up can't move it back; what it writes late stays
@@ -17,6 +18,7 @@ mod collection;
 mod config;
 mod error;
 mod export;
+mod failed;
 mod filter;
 mod head;
 pub mod metric;
@@ -28,6 +30,7 @@ mod sweep;
 pub use config::QdrantConfig;
 pub use error::VectorError;
 pub use export::StoredVector;
+pub use failed::FailedRevision;
 pub use head::{Head, Stale};
 pub use search::{Hit, Mode, Search};
 pub use store::{Placed, VectorStore};

@@ -45,7 +45,7 @@ pub const METRICS: &[MetricDef] = &[
         name: SECOND_ASKS,
         kind: MetricKind::Counter,
         labels: &[],
-        help: "Searches that asked again because too few hits were left.",
+        help: "Times a search asked again: too few hits were left, or a document was changing.",
     },
     MetricDef {
         name: SWEPT_POINTS,

@@ -27,7 +27,7 @@ pub(crate) mod field {
     pub const TEXT: &str = "text";
     /// The document's metadata, one entry a pair, see [`super::meta_entry`].
     pub const META: &str = "meta";
-    // Of heads.
+    // Of heads and notes of failures.
     pub const DELETED: &str = "deleted";
     pub const CHUNKS: &str = "chunks";
     pub const AT: &str = "at";
@@ -37,6 +37,7 @@ pub(crate) mod field {
 pub(crate) mod kind {
     pub const CHUNK: &str = "chunk";
     pub const HEAD: &str = "head";
+    pub const FAILED: &str = "failed";
 }
 
 /// A pair of metadata as one keyword, so that one index serves whatever keys tenants use. The length of the key keeps

@@ -1,7 +1,7 @@
 //! Reading: retrieval of a tenant's passages, of revisions that heads show only.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use qdrant_client::qdrant::{
     DenseVector, Filter, PrefetchQuery, Query, QueryPoints, Rrf, ScoredPoint, SparseVector, VectorInput, query,
@@ -15,6 +15,11 @@ use crate::{Head, VectorError, VectorStore, filter, metric};
 
 /// How much more a second ask brings than the first.
 const SECOND_ASK: usize = 4;
+/// Asks of one search, at most. A document that still changed during the last one is left out: none of it is better
+/// than half of it.
+const MOST_ASKS: usize = 5;
+/// How far the clocks of writers and readers may be apart.
+const CLOCKS_APART: Duration = Duration::from_secs(10);
 
 /// Which vectors are searched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +89,32 @@ struct Candidate {
     build: String,
 }
 
+type Heads = HashMap<DocumentId, Head>;
+
+/// What one ask brought.
+struct Asked {
+    hits: Vec<Hit>,
+    /// Hits that no head shows.
+    hidden: usize,
+    /// Hits of documents of which some chunks may not have been there yet when they were asked for.
+    unsure: usize,
+    heads: Heads,
+}
+
+/// Whether all chunks that a head shows were there before the ask began. Heads are looked at after the chunks, so a
+/// head may have moved in between, when the ask had seen but a part of what it shows. It had not if it showed the same
+/// before the ask, or if it moved long enough ago.
+fn was_whole(head: &Head, earlier: Option<&Head>, settled: i64) -> bool {
+    head.at < settled || earlier.is_some_and(|earlier| earlier.shows(head.revision, &head.build))
+}
+
+/// Heads that moved before this moment (milliseconds since the Unix epoch) did so before `now`, whoever's clock is
+/// ahead.
+fn settled(now: SystemTime) -> i64 {
+    let since = now.checked_sub(CLOCKS_APART).and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
 impl VectorStore {
     /// The best passages, best first. Empty when there is no collection yet.
     ///
@@ -91,7 +122,7 @@ impl VectorStore {
     /// [`VectorError::Invalid`] when the mode needs a vector or a text that is not given.
     pub async fn search(&self, search: &Search<'_>) -> Result<Vec<Hit>, VectorError> {
         let started = Instant::now();
-        let result = match self.search_shown(search).await {
+        let result = match self.search_shown(search, SystemTime::now()).await {
             Err(VectorError::NoCollection { .. }) => Ok(Vec::new()),
             other => other,
         };
@@ -99,48 +130,57 @@ impl VectorStore {
         result
     }
 
-    async fn search_shown(&self, search: &Search<'_>) -> Result<Vec<Hit>, VectorError> {
+    async fn search_shown(&self, search: &Search<'_>, now: SystemTime) -> Result<Vec<Hit>, VectorError> {
         let Some(legs) = self.legs(search)? else { return Ok(Vec::new()) };
-        let first = more(search.limit, self.config().overfetch);
-        let (mut hits, hidden) = self.ask(search, &legs, first).await?;
-        // Either hidden hits took the place of others, or a head moved on between the search and the look at it: then
-        // the chunks it shows now were all there before it moved, and a second ask finds them.
-        if hits.len() < search.limit && hidden > 0 {
+        let settled = settled(now);
+        let mut limit = more(search.limit, self.config().overfetch);
+        let mut asked = self.ask(search, &legs, limit, &Heads::new(), settled).await?;
+        for ask in 1..MOST_ASKS {
+            // Hidden hits took the place of others.
+            let is_short = ask == 1 && asked.hidden > 0 && asked.hits.len().saturating_add(asked.unsure) < search.limit;
+            if !is_short && asked.unsure == 0 {
+                break;
+            }
+            if is_short {
+                limit = limit.saturating_mul(SECOND_ASK);
+            }
             metrics::counter!(metric::SECOND_ASKS).increment(1);
-            (hits, _) = self.ask(search, &legs, first.saturating_mul(SECOND_ASK)).await?;
+            asked = self.ask(search, &legs, limit, &asked.heads, settled).await?;
         }
-        hits.truncate(search.limit);
-        Ok(hits)
+        asked.hits.truncate(search.limit);
+        Ok(asked.hits)
     }
 
-    /// Hits that heads show, and how many they hid.
-    async fn ask(&self, search: &Search<'_>, legs: &Legs, limit: usize) -> Result<(Vec<Hit>, usize), VectorError> {
+    /// Hits that heads show. `earlier` is what heads showed before this ask.
+    async fn ask(
+        &self,
+        search: &Search<'_>,
+        legs: &Legs,
+        limit: usize,
+        earlier: &Heads,
+        settled: i64,
+    ) -> Result<Asked, VectorError> {
         let request = self.query(search, legs, limit);
         let response = self.call("search", self.client().query(request)).await?;
         let candidates = response.result.into_iter().map(candidate).collect::<Result<Vec<_>, _>>()?;
         let heads = self.heads_of(search.tenant, &candidates).await?;
-        let found = candidates.len();
-        let hits: Vec<_> = candidates
-            .into_iter()
-            .filter(|candidate| {
-                heads
-                    .get(&candidate.hit.document)
-                    .is_some_and(|head| head.shows(candidate.hit.revision, &candidate.build))
-            })
-            .map(|candidate| candidate.hit)
-            .collect();
-        let hidden = found.saturating_sub(hits.len());
-        if hidden > 0 {
-            metrics::counter!(metric::HIDDEN_HITS).increment(u64::try_from(hidden).unwrap_or(u64::MAX));
+        let mut asked = Asked { hits: Vec::new(), hidden: 0, unsure: 0, heads };
+        for Candidate { hit, build } in candidates {
+            match asked.heads.get(&hit.document).filter(|head| !head.deleted) {
+                Some(head) if !was_whole(head, earlier.get(&hit.document), settled) => {
+                    asked.unsure = asked.unsure.saturating_add(1);
+                }
+                Some(head) if head.shows(hit.revision, &build) => asked.hits.push(hit),
+                _ => asked.hidden = asked.hidden.saturating_add(1),
+            }
         }
-        Ok((hits, hidden))
+        if asked.hidden > 0 {
+            metrics::counter!(metric::HIDDEN_HITS).increment(u64::try_from(asked.hidden).unwrap_or(u64::MAX));
+        }
+        Ok(asked)
     }
 
-    async fn heads_of(
-        &self,
-        tenant: &TenantId,
-        candidates: &[Candidate],
-    ) -> Result<HashMap<DocumentId, Head>, VectorError> {
+    async fn heads_of(&self, tenant: &TenantId, candidates: &[Candidate]) -> Result<Heads, VectorError> {
         let mut documents: Vec<_> = candidates.iter().map(|candidate| &candidate.hit.document).collect();
         documents.sort_unstable();
         documents.dedup();
@@ -254,4 +294,36 @@ fn more(limit: usize, factor: f64) -> usize {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
     let more = (limit as f64 * factor.clamp(1.0, 100.0)).ceil() as usize;
     more.max(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn head(revision: i64, at: i64) -> Head {
+        Head {
+            tenant: TenantId::parse("acme").unwrap(),
+            document: DocumentId::parse("d").unwrap(),
+            revision: Revision::from_ordinal(revision),
+            build: "b".into(),
+            position: 0,
+            deleted: false,
+            chunks: 3,
+            requested_at: 0,
+            at,
+        }
+    }
+
+    #[test]
+    fn what_a_head_shows_was_whole_when_it_was_asked_for_if_the_head_had_not_just_moved() {
+        let settled = settled(UNIX_EPOCH + Duration::from_secs(100));
+        assert_eq!(settled, 90_000);
+        assert!(was_whole(&head(2, 89_999), None, settled), "it moved long ago, whoever's clock is ahead");
+        assert!(!was_whole(&head(2, 90_000), None, settled), "it may have moved after the chunks were asked for");
+        assert!(was_whole(&head(2, 99_999), Some(&head(2, 99_999)), settled), "it was there before the second ask");
+        assert!(!was_whole(&head(2, 99_999), Some(&head(1, 5)), settled), "it moved again");
+        assert!(!was_whole(&head(2, 99_999), Some(&Head { deleted: true, ..head(2, 5) }), settled));
+    }
 }

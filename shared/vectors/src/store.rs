@@ -10,7 +10,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use qdrant_client::qdrant::vectors::VectorsOptions;
 use qdrant_client::qdrant::{
     CountPoints, DeletePoints, DenseVector, Filter, GetPoints, NamedVectors, PointId, PointStruct, SparseVector,
-    UpsertPoints, Vector, Vectors, WriteOrdering, WriteOrderingType, vector,
+    UpsertPoints, Value, Vector, Vectors, WriteOrdering, WriteOrderingType, vector,
 };
 use qdrant_client::{Qdrant, QdrantError};
 use secrecy::ExposeSecret;
@@ -27,12 +27,15 @@ use crate::{Head, QdrantConfig, Stale, VectorError, filter, metric};
 const POINTS_A_REQUEST: usize = 400;
 /// Heads in one conditional upsert; each brings its own condition.
 const HEADS_A_REQUEST: usize = 100;
-/// Heads in one read.
-const HEADS_A_READ: usize = 500;
+/// Heads, or notes of failures, in one read.
+const POINTS_A_READ: usize = 500;
 /// Documents in one removal.
 const DOCUMENTS_A_REMOVAL: usize = 50;
 /// Requests of one batch that are under way at once. The server writes them to disk together.
 const CONCURRENT_REQUESTS: usize = 8;
+
+/// Reads a point: its id and payload.
+type FromPayload<T> = fn(Option<&PointId>, HashMap<String, Value>) -> Result<T, VectorError>;
 
 /// A batch of embedded chunks and where its record lay.
 #[derive(Debug, Clone, Copy)]
@@ -182,11 +185,26 @@ impl VectorStore {
     /// When Qdrant does not answer.
     pub async fn heads(&self, documents: &[(&TenantId, &DocumentId)]) -> Result<Vec<Option<Head>>, VectorError> {
         let ids: Vec<_> = documents.iter().map(|(tenant, document)| head_id(tenant, document)).collect();
-        let pages: Vec<_> = ids.chunks(HEADS_A_READ).collect();
-        Ok(self.each(&pages, |ids| self.heads_page(ids).boxed()).await?.concat())
+        self.read_points("read heads", &ids, Head::from_payload).await
     }
 
-    async fn heads_page(&self, ids: &[PointId]) -> Result<Vec<Option<Head>>, VectorError> {
+    /// What lies under these ids, in order; none where nothing does.
+    pub(crate) async fn read_points<T: Clone + Send>(
+        &self,
+        call: &'static str,
+        ids: &[PointId],
+        read: FromPayload<T>,
+    ) -> Result<Vec<Option<T>>, VectorError> {
+        let pages: Vec<_> = ids.chunks(POINTS_A_READ).collect();
+        Ok(self.each(&pages, |ids| self.read_page(call, ids, read).boxed()).await?.concat())
+    }
+
+    async fn read_page<T: Clone>(
+        &self,
+        call: &'static str,
+        ids: &[PointId],
+        read: FromPayload<T>,
+    ) -> Result<Vec<Option<T>>, VectorError> {
         let request = GetPoints {
             collection_name: self.collection().to_owned(),
             ids: ids.to_vec(),
@@ -194,12 +212,12 @@ impl VectorStore {
             with_vectors: Some(false.into()),
             ..GetPoints::default()
         };
-        let response = self.call("read heads", self.client().get_points(request)).await?;
+        let response = self.call(call, self.client().get_points(request)).await?;
         let mut found = HashMap::with_capacity(ids.len());
         for point in response.result {
             if let Some(id) = point.id {
-                let head = Head::from_payload(Some(&id), point.payload)?;
-                found.insert(id, head);
+                let value = read(Some(&id), point.payload)?;
+                found.insert(id, value);
             }
         }
         Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
@@ -214,17 +232,28 @@ impl VectorStore {
     pub async fn move_heads(&self, heads: &[Head]) -> Result<(), VectorError> {
         let requests: Vec<_> = heads.chunks(HEADS_A_REQUEST).collect();
         let moves = self.each(&requests, |heads| {
-            let request = UpsertPoints {
-                collection_name: self.collection().to_owned(),
-                wait: Some(true),
-                points: heads.iter().map(Head::to_point).collect(),
-                ordering: Some(WriteOrdering { r#type: WriteOrderingType::Strong.into() }),
-                update_filter: Some(may_replace(heads)),
-                ..UpsertPoints::default()
-            };
-            self.call("move heads", self.client().upsert_points(request)).boxed()
+            let points = heads.iter().map(Head::to_point).collect();
+            self.upsert_if("move heads", points, may_replace(heads)).boxed()
         });
         moves.await.map(|_| ())
+    }
+
+    /// Writes points that are not there yet, and replaces those that meet the condition. Durable when it returns.
+    pub(crate) async fn upsert_if(
+        &self,
+        call: &'static str,
+        points: Vec<PointStruct>,
+        condition: Filter,
+    ) -> Result<(), VectorError> {
+        let request = UpsertPoints {
+            collection_name: self.collection().to_owned(),
+            wait: Some(true),
+            points,
+            ordering: Some(WriteOrdering { r#type: WriteOrderingType::Strong.into() }),
+            update_filter: Some(condition),
+            ..UpsertPoints::default()
+        };
+        self.call(call, self.client().upsert_points(request)).await.map(|_| ())
     }
 
     /// The same for one head.

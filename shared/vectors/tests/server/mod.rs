@@ -105,6 +105,7 @@ pub fn record(tenant_name: &str, document_name: &str, number: i64, chunks: &[(&s
         requested_at: 1_000,
         model: MODEL.into(),
         dimension: 3,
+        failure: None,
         chunks,
     }
 }
