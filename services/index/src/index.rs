@@ -1,10 +1,12 @@
 //! The stage.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use weir_contracts::{DocumentState, DocumentStatus, EmbeddingBatch, Topic, document_key};
+use weir_contracts::{
+    Action, DocumentRequest, DocumentState, DocumentStatus, EmbeddingBatch, Topic, again_of, document_key, header,
+};
 use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError, failure_class};
 use weir_vectors::{FailedRevision, Head, Placed, Stale, VectorError, VectorStore};
 
@@ -15,6 +17,9 @@ use crate::sets::{DocumentKey, Set, document_of, fault, group, last_of_each, pos
 
 /// Why a record is skipped that came after a later one of its document.
 const SUPERSEDED: &str = "superseded";
+
+/// The stage that remembers what documents are.
+const EXTRACT: &str = "extract";
 
 type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
@@ -84,8 +89,8 @@ impl Stage for Index {
                 delivery
                     .record()
                     .failure
-                    .as_deref()
-                    .and_then(|reason| self.failed(of(delivery), reason, &settlement.after)),
+                    .iter()
+                    .flat_map(|reason| self.failed(of(delivery), reason, &settlement.after)),
             ),
         };
         let mut outcomes: Vec<_> = faults.into_iter().zip(deliveries).map(first).collect();
@@ -103,7 +108,7 @@ impl Stage for Index {
         let (record, failing) = (delivery.record(), of(delivery));
         let known = self.known(&[document_of(record)], &[failing]).await.map_err(stage_error)?;
         let reason = record.failure.clone().unwrap_or_else(|| failure.told_by("index"));
-        Ok(self.failed(failing, &reason, &known).into_iter().collect())
+        Ok(self.failed(failing, &reason, &known))
     }
 }
 
@@ -249,13 +254,15 @@ impl Index {
         Ok(after)
     }
 
-    /// The status that a revision failed, if it is this record that says so.
-    fn failed(&self, failing: Failing<'_>, reason: &str, known: &Known<'_>) -> Option<Output> {
+    /// That a revision failed, if it is this record that says so: for everybody, and for the extractor, which then takes
+    /// the same content again.
+    fn failed(&self, failing: Failing<'_>, reason: &str, known: &Known<'_>) -> Vec<Output> {
         let document = document_of(failing.record);
         let (head, failed) = (known.heads.get(&document), known.failures.get(&document));
-        let at = failing.failed_at(head, failed, (self.clock)())?;
+        let Some(at) = failing.failed_at(head, failed, (self.clock)()) else { return Vec::new() };
         metrics::counter!(metric::DOCUMENTS, "state" => "failed").increment(1);
-        Some(status(failing.record, DocumentState::Failed, 0, Some(reason.to_owned()), at))
+        let status = status(failing.record, DocumentState::Failed, 0, Some(reason.to_owned()), at);
+        std::iter::once(status).chain(notice(failing.record)).collect()
     }
 }
 
@@ -343,6 +350,29 @@ fn status(record: &EmbeddingBatch, state: DocumentState, chunks: i32, reason: Op
         at,
     };
     Output::new(Topic::DOCUMENT_STATUS, document_key(&record.tenant, &record.document), status)
+}
+
+/// Tells the extractor that a revision failed.
+fn notice(record: &EmbeddingBatch) -> Option<Output> {
+    let request = DocumentRequest {
+        request_id: record.request_id.clone(),
+        tenant: record.tenant.clone(),
+        document: record.document.clone(),
+        action: if record.deleted { Action::Delete } else { Action::Upsert },
+        content: None,
+        content_uri: None,
+        content_type: None,
+        title: None,
+        metadata: BTreeMap::new(),
+        idempotency_key: None,
+        created_at: record.requested_at,
+    };
+    let key = document_key(&record.tenant, &record.document);
+    let notice = Output::new(again_of(EXTRACT)?, key, request)
+        .with_header(header::TENANT, record.tenant.as_str())
+        .with_header(header::REVISION, record.revision.ordinal().to_string())
+        .with_header(header::FAILED, "true");
+    Some(notice)
 }
 
 fn observe(set: &Set<'_>, at: i64) {

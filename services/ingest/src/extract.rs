@@ -96,6 +96,9 @@ impl Extract {
             Err(failure) => return Ok(Outcome::reject(failure)),
         };
         let case = Case { delivery, state, revision, window: self.idempotency_window };
+        if self.is_notice(delivery) {
+            return case.failed_behind();
+        }
         let known = match case.open()? {
             Opened::Decided(outcome) => return Ok(outcome),
             Opened::Open(known) => known,
@@ -112,6 +115,11 @@ impl Extract {
             Err(Failed::Later(class, reason)) => Ok(case.retry_later(class, reason)),
             Err(failed) => case.reject(failed.class(), failed.to_string()),
         }
+    }
+
+    /// Whether the record is no request but the indexer's word that a revision failed.
+    fn is_notice(&self, delivery: &Delivery<DocumentRequest>) -> bool {
+        *delivery.at.topic != *self.requests && delivery.headers.get(header::FAILED).is_some()
     }
 
     /// Placed by the offset in `requests` at first delivery. A record that returns lies elsewhere and brings along where
@@ -260,7 +268,7 @@ impl Stage for Extract {
         delivery: &Delivery<DocumentRequest>,
         failure: &Failure,
     ) -> Result<Vec<Output>, StageError> {
-        Ok(vec![last_words(delivery, failure)])
+        Ok(if self.is_notice(delivery) { Vec::new() } else { vec![last_words(delivery, failure)] })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | what is known | upsert | delete |
 //! | --- | --- | --- |
-//! | nothing, or the last request failed | accepted | accepted |
+//! | nothing, or the last request failed, here or behind | accepted | accepted |
 //! | stored with the same content and metadata | duplicate | accepted |
 //! | stored with others | accepted | accepted |
 //! | deleted | accepted | duplicate |
@@ -48,7 +48,7 @@ pub(crate) enum Standing {
         /// Revision that deleted it.
         revision: Revision,
     },
-    /// The last request was rejected: whatever comes next is not a duplicate.
+    /// The last request was rejected, or what it brought failed in a later stage: whatever comes next is no duplicate.
     Failed,
 }
 
@@ -183,6 +183,20 @@ impl Case<'_> {
         metric::count_document("", "retry");
         self.log(class, &reason, "document is tried again later");
         Outcome::retry_later(Failure::new(class, reason))
+    }
+
+    /// What this very request made of its document failed behind the extractor: the same sent again is no duplicate.
+    pub(crate) fn failed_behind(&self) -> Result<Outcome, StageError> {
+        let known: Option<Remembered> = self.read(&self.document_state())?;
+        if let Some(Remembered { last, standing: Standing::Stored { revision, .. } | Standing::Deleted { revision } }) =
+            known
+        {
+            if revision == self.revision {
+                let remembered = encoded(&Remembered { last, standing: Standing::Failed })?;
+                self.state.put(self.delivery, self.document_state(), remembered);
+            }
+        }
+        Ok(Outcome::skip("failed-behind"))
     }
 
     /// The document is this from now on, and older requests come too late.

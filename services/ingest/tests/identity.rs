@@ -259,6 +259,32 @@ async fn a_dead_lettered_document_sent_again_is_not_a_duplicate_and_may_be_repla
     assert_eq!(lane.one(first(9, upsert("a", "Repaired."))).await.told, accepted(9));
 }
 
+/// What the indexer says of a revision that failed behind the extractor.
+fn notice(offset: i64, revision: i64, request: DocumentRequest) -> Delivery<DocumentRequest> {
+    let mut notice = first(offset, DocumentRequest { content: None, content_type: None, ..request });
+    notice.at.topic = "weir.extract.again".into();
+    notice.headers.set(header::REVISION, revision.to_string());
+    notice.headers.set(header::FAILED, "true");
+    notice
+}
+
+#[tokio::test]
+async fn a_document_that_failed_in_a_later_stage_sent_again_is_not_a_duplicate() {
+    let mut lane = LaneOf::new();
+    assert_eq!(lane.one(first(5, upsert("a", GOOD))).await.told, accepted(5));
+    assert_eq!(lane.one(first(6, upsert("a", GOOD))).await.told, duplicate_of(5));
+    let heard = lane.one(notice(0, 5, upsert("a", GOOD))).await;
+    assert_eq!((heard.told, heard.document, heard.is_dead_letter), (None, None, false), "it is no request");
+    assert_eq!(lane.one(first(7, upsert("a", GOOD))).await.told, accepted(7));
+    lane.one(notice(1, 5, upsert("a", GOOD))).await;
+    assert_eq!(lane.one(first(8, upsert("a", GOOD))).await.told, duplicate_of(7), "what failed was replaced meanwhile");
+    lane.one(notice(2, 7, upsert("a", GOOD))).await;
+    assert_eq!(lane.one(late(6, upsert("a", "Older."))).await.kind(), OutcomeKind::Superseded, "the fence stays");
+    let mut forged = first(9, upsert("a", GOOD));
+    forged.headers.set(header::FAILED, "true");
+    assert_eq!(lane.one(forged).await.told, accepted(9), "in a producer's request the header says nothing");
+}
+
 #[tokio::test]
 async fn requests_for_one_document_are_decided_in_order_within_a_batch() {
     let mut lane = LaneOf::new();

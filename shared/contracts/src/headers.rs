@@ -13,6 +13,9 @@ pub mod header {
     /// Where the batch of chunks lies that the record was made of, as an offset in its lane of `chunks`: it orders the
     /// builds of a revision, also when some of their batches come late.
     pub const POSITION: &str = "weir-position";
+    /// On what the indexer writes to `extract.again`: it is no request, but says that the revision it names failed behind
+    /// the extractor, so that the document sent again is no duplicate.
+    pub const FAILED: &str = "weir-failed";
     /// How often the record was tried before, from 1.
     pub const ATTEMPT: &str = "weir-attempt";
     /// Stage that a delayed record returns to.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio_util::sync::CancellationToken;
-use weir_contracts::{DocumentState, DocumentStatus, EmbeddingBatch, Lane, Record, header};
+use weir_contracts::{DocumentState, DocumentStatus, EmbeddingBatch, Lane, Record, Topic, header};
 use weir_index::{Index, IndexConfig, Janitor};
 use weir_stage::{Batch, Coordinates, Delivery, Headers, Outcome, Output, Stage};
 use weir_vectors::{Hit, Mode, Search, VectorStore};
@@ -94,7 +94,19 @@ pub fn statuses(outputs: &[Output]) -> Vec<DocumentStatus> {
         assert_eq!(output.key.as_deref(), Some(format!("{}/{}", status.tenant, status.document).as_bytes()));
         status
     };
-    outputs.iter().map(status).collect()
+    let (statuses, notices): (Vec<&Output>, Vec<&Output>) =
+        outputs.iter().partition(|output| output.topic == Topic::DOCUMENT_STATUS);
+    let statuses: Vec<DocumentStatus> = statuses.into_iter().map(status).collect();
+    // What failed is told to the extractor too, and nothing else is.
+    let failed: Vec<String> = statuses
+        .iter()
+        .filter(|status| status.state == DocumentState::Failed)
+        .map(|status| status.revision.ordinal().to_string())
+        .collect();
+    let told: Vec<_> = notices.iter().map(|notice| notice.headers.text(header::REVISION).unwrap().to_owned()).collect();
+    assert_eq!(told, failed);
+    assert!(notices.iter().all(|notice| notice.topic.name() == "extract.again"));
+    statuses
 }
 
 fn said(outcome: &Outcome) -> Said {
