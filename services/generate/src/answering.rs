@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::{StreamExt, TryStreamExt, stream};
 use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header};
 use weir_llm::{Chain, ChatRequest, Finish, Reply, Run};
-use weir_stage::{Batch, Delivery, Outcome, Stage, StageError};
+use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError};
 
 use crate::cite::{citation, cited};
 use crate::clock::{Clock, millis};
@@ -286,7 +286,7 @@ impl<R: Retrieve> Answering<R> {
             draft.timings.note("queued", ask.queued);
         }
         draft.timings.note("total", ask.began.elapsed());
-        draft.into_outcome(ask.question, ask.version, self.now())
+        Outcome::emit_all(draft.into_outputs(ask.question, ask.version, self.now()))
     }
 }
 
@@ -342,5 +342,16 @@ impl<R: Retrieve> Stage for Answering<R> {
         let gathered: Vec<Gathered> = stream::iter(gathering).buffered(at_once).try_collect().await?;
         let answering: Vec<_> = asks.iter().zip(gathered).map(|(ask, gathered)| this.answer(ask, gathered)).collect();
         Ok(stream::iter(answering).buffered(at_once).collect().await)
+    }
+
+    /// Whoever asked waits for an answer, also when the question became a dead letter.
+    async fn last_words(
+        &mut self,
+        delivery: &Delivery<Question>,
+        failure: &Failure,
+    ) -> Result<Vec<Output>, StageError> {
+        let ask = self.ask(delivery);
+        let draft = Draft::without_text(AnswerStatus::Failed, failure.message.clone());
+        Ok(draft.into_outputs(ask.question, ask.version, self.now()))
     }
 }

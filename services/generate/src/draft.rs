@@ -7,7 +7,7 @@ use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
 use weir_contracts::{Answer, AnswerStatus, Citation, Provenance, Question, Topic, Usage};
 use weir_llm::{Call, TokenUsage, Usd};
-use weir_stage::{Outcome, Output};
+use weir_stage::Output;
 
 use crate::clock::millis;
 use crate::metric;
@@ -70,7 +70,7 @@ impl Draft {
     }
 
     /// The answer and a usage record for each call. `prompt_version` is the one the question was to be answered with.
-    pub(crate) fn into_outcome(self, question: &Question, prompt_version: &str, now: SystemTime) -> Outcome {
+    pub(crate) fn into_outputs(self, question: &Question, prompt_version: &str, now: SystemTime) -> Vec<Output> {
         let at = millis(now);
         count(&self, question, at);
         let (usage, cost) = self.spent();
@@ -105,7 +105,7 @@ impl Draft {
             at,
         };
         let answer = Output::new(Topic::ANSWERS, question.request_id.as_str(), answer);
-        Outcome::emit_all(std::iter::once(answer).chain(usages))
+        std::iter::once(answer).chain(usages).collect()
     }
 }
 

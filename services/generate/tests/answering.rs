@@ -18,7 +18,7 @@ use weir_generate::{
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, TimeoutConfig};
 use weir_models::ModelConfig;
-use weir_stage::{Batch, Coordinates, Delivery, Headers, Outcome, Stage, StageError};
+use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Stage, StageError};
 use weir_vectors::{Hit, VectorError};
 
 /// Milliseconds since the Unix epoch, for every test.
@@ -348,6 +348,11 @@ async fn what_can_not_be_answered_is_answered_as_failed_with_the_reason() {
         assert!(answer.question.len() <= 64 << 10, "the answer must fit a record whatever was asked");
         assert!(answer.reason.unwrap().contains(word));
     }
+    // What the runner rejects, too: whoever asked waits.
+    let failure = Failure::new("panic", "the stage panicked");
+    let words = house.stage.last_words(&delivery(question("q", "When?")), &failure).await.unwrap();
+    let answer = answer(&Outcome::emit_all(words));
+    assert_eq!((answer.status, answer.reason.as_deref()), (AnswerStatus::Failed, Some("the stage panicked")));
 }
 
 #[tokio::test]

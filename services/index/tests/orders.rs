@@ -187,6 +187,9 @@ fn arriving(sent: &[Sent]) -> Vec<Delivery<EmbeddingBatch>> {
 /// A state of a document, in the order in which states may follow each other.
 type State = (i64, DocumentState, BTreeSet<String>);
 
+/// Document, revision, build.
+type SetKey = (DocumentId, i64, String);
+
 fn rank(state: DocumentState) -> u8 {
     u8::from(state != DocumentState::Failed)
 }
@@ -195,7 +198,7 @@ fn rank(state: DocumentState) -> u8 {
 fn expected(sent: &[Sent]) -> BTreeMap<DocumentId, (BTreeSet<String>, (i64, DocumentState))> {
     let mut complete: BTreeMap<(DocumentId, i64, usize), State> = BTreeMap::new();
     let mut failed: BTreeMap<DocumentId, i64> = BTreeMap::new();
-    let mut sets: BTreeMap<(DocumentId, i64, String), Vec<(usize, &Sent)>> = BTreeMap::new();
+    let mut sets: BTreeMap<SetKey, Vec<(usize, &Sent)>> = BTreeMap::new();
     for (place, sent) in sent.iter().enumerate() {
         let (name, ordinal) = (sent.record.document.clone(), sent.record.revision.ordinal());
         if matches!(sent.way, Way::Dead(_) | Way::Bad(_)) {

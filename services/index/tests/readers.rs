@@ -85,7 +85,7 @@ async fn a_reader_that_polls_throughout_1000_updates_sees_no_mix_no_part_and_not
         let (store, applied) = (server.store(), Arc::clone(&applied));
         let client = Qdrant::from_url(&config.url).skip_compatibility_check().build().unwrap();
         async move {
-            let (mut answers, mut documents, mut without_heads) = (0, 0, 0);
+            let (mut answers, mut documents, mut without_heads) = (0_usize, 0, 0);
             loop {
                 let before = applied.load(Ordering::SeqCst);
                 let hits = search(&store, "acme", "word", &BTreeMap::new()).await;
@@ -94,7 +94,7 @@ async fn a_reader_that_polls_throughout_1000_updates_sees_no_mix_no_part_and_not
                 answers += 1;
                 documents += texts.iter().filter(|text| text.contains(" 0 ")).count();
                 // The control, now and then: what a reader would see that does not look at the heads.
-                if answers % 10 == 0 {
+                if answers.is_multiple_of(10) {
                     let chunks = everything(&client, &config.collection).await;
                     without_heads += usize::from(!faults(&chunks, before).is_empty());
                 }

@@ -61,7 +61,10 @@ pub async fn look(scope: Scope<'_>, documents: &Documents, context: &Context) ->
         place(
             "Qdrant: heads",
             "ids",
-            remains("one point for each document: ids and revision, so that nothing older comes back"),
+            remains(
+                "one point for each document, and one for each of which a revision failed: ids and revision, so that \
+                 nothing older comes back",
+            ),
         ),
     ];
     let before = deleted_at.saturating_add(UNDER_WAY_MS);
