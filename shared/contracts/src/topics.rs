@@ -41,6 +41,8 @@ impl Topic {
     pub const USAGE: Topic = Topic("usage");
     /// Configuration of the tenants.
     pub const TENANTS: Topic = Topic("tenants");
+    /// Long pieces of work, with their checkpoints.
+    pub const JOBS: Topic = Topic("jobs");
 
     /// A topic of a custom service.
     #[must_use]

@@ -7,8 +7,10 @@ mod commit;
 mod config;
 mod dead_letter;
 mod dead_letters;
+mod desk;
 mod engine;
 mod flood;
+mod jobs;
 mod lag;
 mod lane;
 pub mod metric;
@@ -22,6 +24,7 @@ mod run;
 mod sender;
 mod state;
 mod status;
+mod table;
 mod trace_context;
 mod transaction;
 
@@ -29,6 +32,10 @@ pub use config::{KafkaConfig, RegistryConfig, RunnerConfig};
 pub use dead_letters::{
     Action, DeadLetter, DeadLetterError, DeadLetters, Decision, Filter, NotPortable, Pace, Parked, Plan, Portable,
     PortableBytes, PortableHeader, Report, Step,
+};
+pub use jobs::{
+    JobEnding, JobFailure, JobFollower, JobKind, JobStep, JobWork, JobWorker, Jobs, JobsError, NewJob, Submitted,
+    WorkerEvent,
 };
 pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};

@@ -53,7 +53,7 @@ enum Event {
     Failed(String),
 }
 
-/// All partitions of a topic, read committed, with its own positions. A thread reads ahead, a little.
+/// All partitions of a topic, read committed unless said otherwise, with its own positions. A thread reads ahead, a little.
 pub struct TopicReader<R> {
     topic: String,
     registry: Registry,
@@ -83,9 +83,29 @@ impl<R: Record> TopicReader<R> {
         topic: String,
         start: Start,
     ) -> Result<Self, ReadError> {
+        Self::open_with(kafka, registry, topic, start, "read_committed").await
+    }
+
+    /// With the records of transactions that are open or were aborted, too.
+    pub(crate) async fn open_uncommitted(
+        kafka: &KafkaConfig,
+        registry: Registry,
+        topic: Topic,
+        start: Start,
+    ) -> Result<Self, ReadError> {
+        Self::open_with(kafka, registry, kafka.topics().full(topic), start, "read_uncommitted").await
+    }
+
+    async fn open_with(
+        kafka: &KafkaConfig,
+        registry: Registry,
+        topic: String,
+        start: Start,
+        isolation: &'static str,
+    ) -> Result<Self, ReadError> {
         let kafka = kafka.clone();
         let name = topic.clone();
-        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start)).await;
+        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start, isolation)).await;
         let (consumer, ends) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(reason)) => return Err(ReadError { topic, reason }),
@@ -181,10 +201,11 @@ impl<R: Record> TopicReader<R> {
 
 type Opened = (BaseConsumer, HashMap<Lane, i64>);
 
-fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start) -> Result<Opened, String> {
+fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, isolation: &str) -> Result<Opened, String> {
     let mut config = consumer_config(kafka);
     config
         .set("group.id", "weir-reader")
+        .set("isolation.level", isolation)
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "4096")
         .set("fetch.wait.max.ms", "20");

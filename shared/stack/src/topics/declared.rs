@@ -116,6 +116,7 @@ const FILES: &[(&str, &str)] = files![
     "extract-state",
     "extract.again",
     "index.again",
+    "jobs",
     "questions",
     "request-outcomes",
     "requests",
