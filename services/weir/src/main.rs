@@ -13,6 +13,7 @@ mod eval;
 mod exit;
 mod fleet;
 mod ingest;
+mod jobs;
 mod lag;
 mod ledger;
 mod pipeline;
@@ -75,6 +76,8 @@ enum Command {
     Lag(lag::Args),
     /// What was rejected, and why.
     Dlq(dlq::Args),
+    /// Long pieces of work: bulk ingest and replays, and who does them.
+    Jobs(jobs::Args),
     /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
     Stack(stack::Args),
     /// Make the topics of the cluster match topics/*.toml.
@@ -107,6 +110,7 @@ impl Command {
             Self::Eval(args) => eval::run(args, context).await,
             Self::Lag(args) => lag::run(args, context).await,
             Self::Dlq(args) => dlq::run(args, context).await,
+            Self::Jobs(args) => jobs::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,
             Self::Topics(args) => topics::run(args, context).await,
             Self::Schemas(args) => schemas::run(args, context).await,
