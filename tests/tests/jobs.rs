@@ -5,18 +5,21 @@ mod schema_registry;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use weir_contracts::{Job, JobState, TenantId};
+use weir_contracts::{Job, JobState, TenantId, header, job_id};
 use weir_runner::{
     JobFailure, JobKind, JobWork, JobWorker, Jobs, JobsError, NewJob, Registry, RegistryConfig, Submitted,
 };
-use weir_testing::{Broker, Isolation, Process, TestTopics, eventually};
+use weir_testing::{Broker, Isolation, Process, TestTopics, eventually, program};
 use weir_tests::files_job::Spec;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -36,7 +39,8 @@ impl Bench {
     /// Topics, a registry and a folder with so many files.
     fn new(test: &str, files: usize) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let topics = Broker::shared().topics(test, &[("jobs", 1), ("out", 4)]);
+        let names = [("jobs", 1), ("out", 4), ("document-requests", 4), ("dlq.answer", 2), ("answer.again", 2)];
+        let topics = Broker::shared().topics(test, &names);
         let registry = schema_registry::start();
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("files")).unwrap();
@@ -313,4 +317,89 @@ async fn the_open_transaction_of_another_makes_no_living_owner_look_dead() {
     producer.abort_transaction(PATIENCE).unwrap();
     let job = bench.get(&id).await;
     assert_eq!((job.state, job.owner, job.epoch), (JobState::Running, owner, 1));
+}
+
+impl Bench {
+    fn arguments(&self, arguments: &[&str]) -> Vec<String> {
+        let data = self.path("data").display().to_string();
+        let place = ["--kafka", &self.topics.brokers, "--prefix", &self.topics.prefix, "--registry", &self.registry];
+        let place = place.into_iter().chain(["--data", &data, "--tenant", "acme"]);
+        place.chain(arguments.iter().copied()).map(String::from).collect()
+    }
+
+    /// The program `weir`, left running.
+    fn weir(&self, name: &str, arguments: &[&str]) -> Process {
+        Process::start(&program("weir"), &self.arguments(arguments), &[], &self.path(name))
+    }
+
+    /// What it prints as JSON; it must succeed.
+    fn weir_json(&self, arguments: &[&str]) -> Value {
+        let mut command = Command::new(program("weir"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR_")) {
+            command.env_remove(name);
+        }
+        let ended = command.arg("--json").args(self.arguments(arguments)).stdin(Stdio::null()).output().unwrap();
+        assert!(ended.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&ended.stderr));
+        serde_json::from_slice(&ended.stdout).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bulk_ingest_that_is_killed_goes_on_with_a_worker_and_requests_every_file_once() {
+    const FILES: usize = 10_000;
+    const EVERY: usize = 50;
+    let bench = Bench::new("jobs-ingest", FILES);
+    let folder = bench.path("files").display().to_string();
+    let every = EVERY.to_string();
+    let submit =
+        ["ingest", &folder, "--job", "--key", "bulk", "--checkpoint-every", &every, "--heartbeat-timeout", "3s"];
+    let mut foreground = bench.weir("foreground.log", &submit);
+    let id = job_id(TenantId::parse("acme").ok().as_ref(), "ingest", "bulk");
+    bench.until("it is at work", &id, |job| job.done >= 2_000).await;
+    foreground.kill();
+    let left = bench.get(&id).await;
+    assert!(left.state == JobState::Running && left.done < 10_000, "there is nothing left to be killed for: {left:?}");
+    let again = bench.weir_json(&[&submit[..], &["--detach"]].concat());
+    assert_eq!((again["id"].as_str(), again["state"].as_str()), (Some(&*id), Some("running")));
+
+    let mut worker = bench.weir("worker.log", &["jobs", "work", "--name", "b"]);
+    let done = bench.weir_json(&["jobs", "show", &id[..8], "--wait"]);
+    assert_eq!((done["state"].as_str(), done["done"].as_u64()), (Some("succeeded"), Some(10_000)), "{done}");
+    assert_eq!((done["owner"].as_str(), done["epoch"].as_u64()), (Some("b"), Some(2)));
+    let requests = |isolation| bench.topics.read("document-requests", isolation);
+    let committed = requests(Isolation::Committed);
+    let documents: BTreeSet<Vec<u8>> = committed.iter().map(|record| record.key.clone()).collect();
+    assert_eq!((documents.len(), committed.len()), (FILES, FILES), "some were requested twice, or not at all");
+    assert!(documents.contains(&b"acme/000042.txt"[..]));
+    let redone = requests(Isolation::Everything).len() - committed.len();
+    assert!(redone <= EVERY, "{redone} were produced again, more than lie between two checkpoints");
+    assert_eq!(bench.weir_json(&["jobs", "list"]).as_array().unwrap().len(), 1);
+    assert!(worker.terminate(PATIENCE).expect("it ends").success(), "{}", worker.output());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_as_a_job_has_progress_and_is_done_once_for_each_key() {
+    let bench = Bench::new("jobs-replay", 0);
+    let producer: BaseProducer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &bench.topics.brokers).create().unwrap();
+    for n in 0..300 {
+        let key = format!("{n:05x}");
+        let headers = OwnedHeaders::new()
+            .insert(Header { key: header::DEAD_LETTER, value: Some(&key) })
+            .insert(Header { key: header::DEAD_LETTER_KEY, value: Some("acme") });
+        let topic = bench.topics.full("dlq.answer");
+        let record = BaseRecord::to(&topic).partition(n % 2).key(&key).payload("x").headers(headers);
+        producer.send(record).map_err(|(error, _)| error).unwrap();
+    }
+    producer.flush(PATIENCE).unwrap();
+    let replay = ["dlq", "replay", "--stage", "answer", "--rate", "30", "--job", "--key", "k"];
+    let replay = [&replay[..], &["--execution-timeout", "10m"]].concat();
+    let done = bench.weir_json(&replay);
+    assert_eq!((done["state"].as_str(), done["done"].as_u64()), (Some("succeeded"), Some(300)), "{done}");
+    let checkpoints = bench.topics.read("jobs", Isolation::Committed).len();
+    assert!(checkpoints >= 4, "{checkpoints} records: no progress between its beginning and its end");
+    let returned = || bench.topics.read("answer.again", Isolation::Committed).len();
+    assert_eq!(returned(), 300);
+    assert_eq!(bench.weir_json(&replay)["id"], done["id"]);
+    assert_eq!(returned(), 300, "the same key replays nothing more");
 }
