@@ -141,9 +141,9 @@ impl Jobs {
     /// # Errors
     /// When there is none, or Kafka does not take it.
     pub async fn cancel(&self, id: &str, why: &str) -> Result<Job, JobsError> {
-        let cancelled = |job: Job| match record::is_final(&job) {
-            true => Err(job),
-            false => Ok(record::ended(job, JobState::Cancelled, Some(why.to_owned()), record::now_millis())),
+        let cancelled = |job: &Job| {
+            let end = || record::ended(job.clone(), JobState::Cancelled, Some(why.to_owned()), record::now_millis());
+            (!record::is_final(job)).then(end)
         };
         self.change(id, cancelled).await
     }
@@ -154,9 +154,9 @@ impl Jobs {
     /// # Errors
     /// When there is none, or Kafka does not take it.
     pub async fn resume(&self, id: &str) -> Result<Job, JobsError> {
-        let resumed = |job: Job| match job.state {
-            JobState::Failed | JobState::Cancelled => Ok(record::resumed(job)),
-            _ => Err(job),
+        let resumed = |job: &Job| {
+            let over = matches!(job.state, JobState::Failed | JobState::Cancelled);
+            over.then(|| record::resumed(job.clone()))
         };
         self.change(id, resumed).await
     }
@@ -186,21 +186,20 @@ impl Jobs {
         Ok(JobFollower { reader, id: id.to_owned() })
     }
 
-    /// Changes a job nobody else can change meanwhile; what can't be changed is given back as it is.
-    async fn change(&self, id: &str, change: impl Fn(Job) -> Result<Job, Job>) -> Result<Job, JobsError> {
+    /// Changes a job nobody else can change meanwhile. What is not to be changed is given back as it is.
+    async fn change(&self, id: &str, change: impl Fn(&Job) -> Option<Job>) -> Result<Job, JobsError> {
         let no_such_job = || JobsError::NoSuchJob { id: id.to_owned() };
         // An owner is not disturbed for what would not be done.
-        if let Err(job) = change(self.get(id).await?.ok_or_else(no_such_job)?) {
+        let job = self.get(id).await?.ok_or_else(no_such_job)?;
+        if change(&job).is_none() {
             return Ok(job);
         }
         let mut desk = JobDesk::of_owner(&self.clients, id).await?;
         for _ in 0..TRIES {
-            let job = match change(self.clients.read(id).await?.ok_or_else(no_such_job)?) {
-                Ok(job) => job,
-                Err(job) => return Ok(job),
-            };
-            if write(&mut desk, &job).await? {
-                return Ok(job);
+            let job = self.clients.read(id).await?.ok_or_else(no_such_job)?;
+            let Some(changed) = change(&job) else { return Ok(job) };
+            if write(&mut desk, &changed).await? {
+                return Ok(changed);
             }
         }
         Err(JobsError::Kafka { id: id.to_owned(), reason: "it can't be changed: its transactions fail".into() })

@@ -128,7 +128,7 @@ impl Owner<'_> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let failure = match self.work(&mut backoff).await? {
-                Worked::Ended(ending) => return Ok(ending),
+                Worked::Ended(ending) => return Ok(*ending),
                 Worked::Again(failure) => failure,
             };
             let Some(reason) = failure else { continue };
@@ -165,7 +165,7 @@ impl Owner<'_> {
                 Err(Unwritten::Step(failure)) => return self.stopped::<()>(Turn::Done(Err(failure))).await,
             }
             if is_final(&self.job) {
-                return Ok(Worked::Ended(JobEnding::Over(self.job.clone())));
+                return Ok(Worked::Ended(Box::new(JobEnding::Over(self.job.clone()))));
             }
         }
     }
@@ -180,7 +180,7 @@ impl Owner<'_> {
             }
             Turn::Stopped => self.hand_back().await?,
         };
-        Ok(Worked::Ended(ending))
+        Ok(Worked::Ended(Box::new(ending)))
     }
 
     /// Waits for a piece of work; gives signs of life meanwhile, and holds it to the job's limits.
@@ -293,11 +293,13 @@ impl Owner<'_> {
         let job = job.ok_or_else(|| JobsError::NoSuchJob { id: self.job.id.clone() })?;
         let unclaimed = matches!(ours, Ours::NotYet) && job == self.job;
         self.job = job;
-        match unclaimed || self.is_ours() {
-            true => Ok(()),
-            // A transaction that ended the job was committed after all, or somebody else has it.
-            false => Err(Leave::NotOurs(Box::new(self.job.clone()))),
+        if unclaimed || self.is_ours() {
+            return Ok(());
         }
+        // Somebody else has it, or a transaction that ended it was committed after all.
+        let Job { id, owner, state, .. } = &self.job;
+        tracing::warn!(job = %id, epoch = self.epoch, owner, ?state, "the job was taken over or ended");
+        Err(Leave::NotOurs(Box::new(self.job.clone())))
     }
 
     fn is_ours(&self) -> bool {
@@ -320,12 +322,11 @@ impl Owner<'_> {
     /// The producer is of no use any more: whose is the job?
     async fn ousted(&mut self, reason: String) -> Leave {
         match self.read_again(Ours::Already).await {
-            Err(leave @ Leave::NotOurs(_)) => {
+            // Whoever is taking it over has not written so yet.
+            Ok(()) if fenced(&reason) => {
                 tracing::warn!(job = %self.job.id, epoch = self.epoch, reason, "the job was taken over or ended");
-                leave
+                Leave::NotOurs(Box::new(self.job.clone()))
             }
-            // Whoever has taken it over has not written so yet.
-            Ok(()) if fenced(&reason) => Leave::NotOurs(Box::new(self.job.clone())),
             Ok(()) => self.error(reason).into(),
             Err(leave) => leave,
         }
@@ -337,7 +338,7 @@ impl Owner<'_> {
 }
 
 enum Worked {
-    Ended(JobEnding),
+    Ended(Box<JobEnding>),
     /// The work must be opened again, after a pause when there is a reason.
     Again(Option<String>),
 }
