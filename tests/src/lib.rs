@@ -1,1 +1,3 @@
 //! End-to-end tests on real Kafka.
+
+pub mod files_job;

@@ -31,6 +31,13 @@ pub enum Source {
     File(PathBuf),
     /// Here.
     Bytes(Vec<u8>),
+    /// Elsewhere, and too large to be brought here.
+    Link {
+        /// Where.
+        url: String,
+        /// How large, bytes.
+        size: u64,
+    },
 }
 
 /// A file that can't become a document.
@@ -182,17 +189,11 @@ impl Finder<'_> {
         }
     }
 
-    /// The path relative to the folder that was named, with slashes on every system.
+    /// By the path relative to the folder that was named.
     fn id_of(&self, path: &Path, base: &Path) -> Result<DocumentId, String> {
         let base = self.options.base.as_deref().unwrap_or(base);
         let relative = path.strip_prefix(base).map_err(|_| format!("is not under the base {}", base.display()))?;
-        let mut parts = vec![];
-        for component in relative.components() {
-            if let Component::Normal(part) = component {
-                parts.push(part.to_str().ok_or("its name is not UTF-8; rename it or give it an --id")?);
-            }
-        }
-        DocumentId::parse(format!("{}{}", self.options.prefix, parts.join("/"))).map_err(|error| error.to_string())
+        document_id(relative, &self.options.prefix)
     }
 
     fn json_lines(&mut self, name: &str, text: &str) -> color_eyre::Result<()> {
@@ -221,6 +222,20 @@ impl Finder<'_> {
             )),
         }
     }
+}
+
+/// The id of a file, by its path below what was named, with slashes on every system.
+///
+/// # Errors
+/// When the path is no id.
+pub fn document_id(relative: &Path, prefix: &str) -> Result<DocumentId, String> {
+    let mut parts = vec![];
+    for component in relative.components() {
+        if let Component::Normal(part) = component {
+            parts.push(part.to_str().ok_or("its name is not UTF-8; rename it or give it an --id")?);
+        }
+    }
+    DocumentId::parse(format!("{prefix}{}", parts.join("/"))).map_err(|error| error.to_string())
 }
 
 /// A document as one line of JSON; `_id` as in the BEIR collections is as good as `id`.
@@ -254,7 +269,9 @@ fn literal_base(pattern: &str) -> PathBuf {
     PathBuf::from(folder)
 }
 
-fn is_hidden(name: &OsStr) -> bool {
+/// Whether a name begins with a dot.
+#[must_use]
+pub fn is_hidden(name: &OsStr) -> bool {
     name.to_string_lossy().starts_with('.')
 }
 

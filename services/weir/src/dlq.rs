@@ -9,6 +9,8 @@ mod look;
 
 use std::process::ExitCode;
 
+pub use choose::age;
+
 use crate::context::Context;
 
 const EXAMPLES: &str = "\

@@ -11,6 +11,7 @@ use weir_contracts::DocumentId;
 
 use crate::collect::{self, Collected, Found, Refused, Source};
 use crate::context::Context;
+use crate::jobs::{CHECKPOINT_EVERY, Ingest, IngestSpec, Submission};
 use crate::ledger::{NOT_SENT, Standing};
 use crate::progress::{Ink, human};
 use crate::send::{self, Ending, LargeFiles, Report};
@@ -19,14 +20,15 @@ use crate::send::{self, Ending, LargeFiles, Report};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Files, folders (with everything in them), patterns (quoted: 'docs/**/*.md'), or - for standard input. A
-    /// document's id is its path relative to what was named. With --delete: ids of documents.
+    /// document's id is its path relative to what was named. With --delete: ids of documents. With --job: one folder, or
+    /// s3://bucket/prefix/.
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<String>,
     /// Id of the document, when there is one file or standard input.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "job")]
     id: Option<DocumentId>,
     /// Ids are paths relative to this folder.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "job")]
     base: Option<PathBuf>,
     /// Put before every id.
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -41,13 +43,13 @@ pub struct Args {
     #[arg(long, value_name = "TYPE")]
     content_type: Option<String>,
     /// A .jsonl file, and standard input, holds one document a line: {"id", "title", "text", "metadata"}.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "job")]
     jsonl: bool,
     /// Also files and folders whose names begin with a dot.
     #[arg(long)]
     hidden: bool,
     /// Delete the documents with these ids; - reads ids from standard input, one a line.
-    #[arg(long, conflicts_with_all = ["base", "title", "metadata", "content_type", "jsonl", "hidden", "id"])]
+    #[arg(long, conflicts_with_all = ["job", "base", "title", "metadata", "content_type", "jsonl", "hidden", "id"])]
     delete: bool,
     /// Send files that are too large for a record as file:// links. The ingest service must see the same files and
     /// allow their folder (see its configuration).
@@ -56,12 +58,18 @@ pub struct Args {
     /// Only send; don't wait for what becomes of the documents.
     #[arg(long)]
     no_wait: bool,
-    /// Wait until every document is searchable or turned away. This is the default.
+    /// Wait until every document is searchable or turned away. This is the default. With --job --detach: until all are
+    /// sent.
     #[arg(long, conflicts_with = "no_wait")]
     wait: bool,
     /// Give up waiting when nothing has moved for this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     patience: u64,
+    #[command(flatten)]
+    submission: Submission,
+    /// Documents between two checkpoints of a job, at most.
+    #[arg(long, requires = "job", value_name = "N", default_value_t = CHECKPOINT_EVERY, help_heading = "As a job")]
+    checkpoint_every: usize,
 }
 
 /// Parses `key=value`.
@@ -92,6 +100,9 @@ pub fn unique(flag: &str, pairs: &[(String, String)]) -> color_eyre::Result<BTre
 /// # Errors
 /// When nothing could be sent. That single documents were turned away is said by the exit code.
 pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> {
+    if args.submission.job {
+        return submit(&args, context).await;
+    }
     let Collected { documents, refused } = if args.delete { ids_to_delete(&args)? } else { collect_files(&args)? };
     if documents.is_empty() && refused.is_empty() {
         bail!("there are no files in {}", args.paths.join(", "));
@@ -113,6 +124,23 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
         print(&report, &refused, &options);
     }
     Ok(exit_code(&report, &refused))
+}
+
+/// Sends as a job: requests go out, and `weir status` says what becomes of the documents.
+async fn submit(args: &Args, context: &Context) -> color_eyre::Result<ExitCode> {
+    let [source] = args.paths.as_slice() else { bail!("as a job one folder or s3://bucket/prefix/ is sent") };
+    let spec = IngestSpec {
+        source: IngestSpec::source(source)?,
+        id_prefix: args.id_prefix.clone(),
+        hidden: args.hidden,
+        claim_check: args.claim_check,
+        content_type: args.content_type.clone(),
+        title: args.title.clone(),
+        metadata: unique("--metadata", &args.metadata)?,
+        checkpoint_every: args.checkpoint_every,
+    };
+    let tenant = Some(context.tenant.clone());
+    args.submission.submit(Ingest::NAME, tenant, &spec, args.wait, context).await
 }
 
 fn collect_files(args: &Args) -> color_eyre::Result<Collected> {

@@ -14,6 +14,7 @@ mod eval;
 mod exit;
 mod fleet;
 mod ingest;
+mod jobs;
 mod lag;
 mod lanes;
 mod ledger;
@@ -81,6 +82,8 @@ enum Command {
     Erase(erase::Args),
     /// Lanes that are stopped because too much was rejected, and letting them go on.
     Lanes(lanes::Args),
+    /// Long pieces of work: bulk ingest and replays, and who does them.
+    Jobs(jobs::Args),
     /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
     Stack(stack::Args),
     /// Make the topics of the cluster match topics/*.toml.
@@ -115,6 +118,7 @@ impl Command {
             Self::Dlq(args) => dlq::run(args, context).await,
             Self::Erase(args) => erase::run(args, context).await,
             Self::Lanes(args) => lanes::run(args, context).await,
+            Self::Jobs(args) => jobs::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,
             Self::Topics(args) => topics::run(args, context).await,
             Self::Schemas(args) => schemas::run(args, context).await,

@@ -83,6 +83,11 @@ impl Progress {
         }
     }
 
+    /// There is another number of things than was thought.
+    pub fn set_total(&mut self, total: usize) {
+        self.bar.set_length(length(total));
+    }
+
     /// `done` of the things are done; `detail` says what else there is to know.
     pub fn set(&mut self, done: usize, detail: String) {
         self.bar.set_position(length(done));

@@ -58,6 +58,23 @@ pub struct Options {
     pub patience: Duration,
 }
 
+impl Options {
+    /// To send a tenant's documents as they are, without following them.
+    #[must_use]
+    pub fn of(tenant: TenantId) -> Self {
+        Self {
+            tenant,
+            delete: false,
+            large_files: LargeFiles::Refuse,
+            content_type: None,
+            title: None,
+            metadata: BTreeMap::new(),
+            wait: false,
+            patience: Duration::ZERO,
+        }
+    }
+}
+
 /// Why following ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -244,12 +261,37 @@ async fn publish(
     options: &Options,
     limit: usize,
 ) -> Result<(), String> {
+    let (output, _) = output(request, found, options, limit).await?;
+    publisher.publish(output).await.map_err(|error| error.to_string())
+}
+
+/// The request for a document, and the bytes of the document in it.
+///
+/// # Errors
+/// When the document can't be read, or is too large for a record of `limit` bytes and may not be a link.
+pub async fn output(
+    request: RequestId,
+    found: Found,
+    options: &Options,
+    limit: usize,
+) -> Result<(Output, usize), String> {
     let key = document_key(&options.tenant, &found.id);
     let record = make_request(request, found, options, limit).await?;
+    let size = record.content.as_ref().map_or(0, Vec::len);
     let output = Output::new(Topic::DOCUMENT_REQUESTS, key, record)
         .with_header(header::TENANT, options.tenant.as_str())
         .with_header(header::TRACEPARENT, new_traceparent());
-    publisher.publish(output).await.map_err(|error| error.to_string())
+    Ok((output, size))
+}
+
+/// Bytes of a document that a record of `limit` bytes holds beside what is said of all.
+#[must_use]
+pub fn room(options: &Options, limit: usize) -> usize {
+    limit.saturating_sub(extra(&options.metadata))
+}
+
+fn extra(metadata: &BTreeMap<String, String>) -> usize {
+    metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() + OVERHEAD_BYTES
 }
 
 async fn make_request(
@@ -263,8 +305,7 @@ async fn make_request(
     let (content, content_uri) = if options.delete {
         (None, None)
     } else {
-        let extra = metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() + OVERHEAD_BYTES;
-        content_of(&found.source, limit.saturating_sub(extra), options.large_files).await?
+        content_of(&found.source, limit.saturating_sub(extra(&metadata)), options.large_files).await?
     };
     let hint = options.content_type.clone().or_else(|| content_type_of(found.id.as_str()).map(str::to_owned));
     Ok(DocumentRequest {
@@ -296,6 +337,7 @@ async fn content_of(
                 bytes.len()
             ));
         }
+        Source::Link { url, size } => return linked(url.clone(), *size, room, large),
         Source::File(path) => path,
     };
     let size = tokio::fs::metadata(path).await.map_err(|error| format!("can't be read: {error}"))?.len();
@@ -306,7 +348,14 @@ async fn content_of(
         }
     }
     match large {
-        LargeFiles::AsLinks => Ok((None, Some(file_url(path)?))),
+        LargeFiles::AsLinks => linked(file_url(path)?, size, room, large),
+        LargeFiles::Refuse => linked(String::new(), size, room, large),
+    }
+}
+
+fn linked(url: String, size: u64, room: usize, large: LargeFiles) -> Result<(Option<Vec<u8>>, Option<String>), String> {
+    match large {
+        LargeFiles::AsLinks => Ok((None, Some(url))),
         LargeFiles::Refuse => Err(format!(
             "has {size} bytes, but a record holds {room}; with --claim-check a link is sent instead, which the ingest \
              service must be able and allowed to read (ingest.allow_urls)"

@@ -143,6 +143,14 @@ pub fn dead_letter_id(stage: &str, topic: &str, partition: i32, offset: i64) -> 
     hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Id of a job: the same kind of work for the same tenant under the same idempotency key is the same job.
+#[must_use]
+pub fn job_id(tenant: Option<&TenantId>, kind: &str, key: &str) -> String {
+    let tenant = tenant.map_or("", TenantId::as_str);
+    let hash = length_prefixed_hash(&[tenant.as_bytes(), kind.as_bytes(), key.as_bytes()]);
+    hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

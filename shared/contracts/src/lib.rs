@@ -15,15 +15,15 @@ mod wire;
 
 pub use headers::{Deadline, header};
 pub use ids::{
-    DocumentId, InvalidId, RequestId, TenantId, dead_letter_id, document_key, length_prefixed_hash, point_id,
+    DocumentId, InvalidId, RequestId, TenantId, dead_letter_id, document_key, job_id, length_prefixed_hash, point_id,
 };
 pub use lane::{Lane, lane_key, lane_of_key, murmur2};
 pub use metric::{MetricDef, MetricKind};
 pub use record::{AnyRecord, CodecError, Raw, Record, SchemaDef};
 pub use records::{
     Action, Answer, AnswerStatus, AnswerToken, Block, BlockKind, Chunk, ChunkBatch, Citation, Document,
-    DocumentRequest, DocumentState, DocumentStatus, EmbeddedChunk, EmbeddingBatch, Evaluation, LaneStop, OutcomeKind,
-    Provenance, Question, RequestOutcome, StopReason, Tenant, Tier, Usage,
+    DocumentRequest, DocumentState, DocumentStatus, EmbeddedChunk, EmbeddingBatch, Evaluation, Job, JobState, LaneStop,
+    OutcomeKind, Provenance, Question, RequestOutcome, StopReason, Tenant, Tier, Usage,
 };
 pub use revision::{InvalidRevision, Revision};
 pub use topics::{

@@ -39,6 +39,7 @@ pub(crate) static SCHEMAS: &[&SchemaDef] = &[
     &USAGE,
     &TENANT,
     &LANE_STOP,
+    &JOB,
 ];
 
 /// Store (or replace) the document, or delete it.
@@ -604,3 +605,70 @@ pub struct LaneStop {
 
 static LANE_STOP: SchemaDef = SchemaDef::new("lane-stop", include_str!("../../../schemas/lane-stop.avsc"));
 avro_record!(LaneStop, LANE_STOP);
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// `queued`
+    Queued,
+    /// `running`
+    Running,
+    /// `cancelled`
+    Cancelled,
+    /// `succeeded`
+    Succeeded,
+    /// `failed`
+    Failed,
+}
+
+/// A long piece of work: what is to be done, how far it is, and who does it. In topic jobs, compacted, keyed by id.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Id of the job: a hash of tenant, kind and idempotency key, so that a repeated submission is the same job.
+    pub id: String,
+    /// What kind of work it is, for example ingest or dlq-replay.
+    pub kind: String,
+    /// Tenant the work belongs to, where it belongs to one.
+    pub tenant: Option<TenantId>,
+    /// Idempotency key it was submitted with, or the one that was made for it.
+    pub key: String,
+    /// What exactly is to be done, in the kind's own words: JSON.
+    pub spec: String,
+    /// Where it stands. The last three are final.
+    pub state: JobState,
+    /// Who works on it, or did last.
+    pub owner: Option<String>,
+    /// How often it was taken over; rises with each owner.
+    pub epoch: i32,
+    /// Owners that have begun since the last checkpoint, the present one included.
+    pub attempts: i32,
+    /// When it was submitted, milliseconds since the Unix epoch, UTC.
+    pub submitted_at: i64,
+    /// When its first owner began, milliseconds since the Unix epoch, UTC.
+    pub started_at: Option<i64>,
+    /// When its owner last gave a sign of life, milliseconds since the Unix epoch, UTC.
+    pub heartbeat_at: Option<i64>,
+    /// When its last checkpoint was made, milliseconds since the Unix epoch, UTC.
+    pub progressed_at: Option<i64>,
+    /// When it ended, milliseconds since the Unix epoch, UTC.
+    pub finished_at: Option<i64>,
+    /// Where to go on, in the kind's own words: JSON. Null before the first checkpoint.
+    pub checkpoint: Option<String>,
+    /// Things that are done, in the kind's own unit.
+    pub done: i64,
+    /// Things there are to do, where that is known.
+    pub total: Option<i64>,
+    /// Things that could not be done and were passed over.
+    pub failures: i64,
+    /// What there is to say of it: why it ended, or why a thing was passed over last.
+    pub message: Option<String>,
+    /// Milliseconds without a sign of life after which anybody may take it over.
+    pub heartbeat_timeout_ms: i64,
+    /// Milliseconds after which it fails, counted from its start; null for no limit.
+    pub execution_timeout_ms: Option<i64>,
+    /// Milliseconds without a checkpoint, while somebody works on it, after which it fails; null for no limit.
+    pub activity_timeout_ms: Option<i64>,
+}
+
+static JOB: SchemaDef = SchemaDef::new("job", include_str!("../../../schemas/job.avsc"));
+avro_record!(Job, JOB);

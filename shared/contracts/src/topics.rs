@@ -43,6 +43,8 @@ impl Topic {
     pub const TENANTS: Topic = Topic("tenants");
     /// Lanes that are stopped until somebody resumes them.
     pub const LANES: Topic = Topic("lanes");
+    /// Long pieces of work, with their checkpoints.
+    pub const JOBS: Topic = Topic("jobs");
 
     /// A topic of a custom service.
     #[must_use]

@@ -13,8 +13,8 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use serde::Serialize;
 use serde_json::Value as Json;
 use weir_contracts::{
-    Answer, AnswerToken, ChunkBatch, Document, DocumentRequest, DocumentStatus, EmbeddingBatch, Evaluation, LaneStop,
-    Question, Record, RequestOutcome, Tenant, Usage, schemas,
+    Answer, AnswerToken, ChunkBatch, Document, DocumentRequest, DocumentStatus, EmbeddingBatch, Evaluation, Job,
+    LaneStop, Question, Record, RequestOutcome, Tenant, Usage, schemas,
 };
 
 fn folder() -> PathBuf {
@@ -129,6 +129,7 @@ fn every_example_of_every_version_decodes_into_todays_types_and_round_trips() {
         holds::<Usage>(),
         holds::<Tenant>(),
         holds::<LaneStop>(),
+        holds::<Job>(),
     ]
     .into();
     let known: BTreeSet<&str> = schemas().iter().map(|schema| schema.name()).collect();

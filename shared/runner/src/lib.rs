@@ -7,9 +7,11 @@ mod commit;
 mod config;
 mod dead_letter;
 mod dead_letters;
+mod desk;
 mod engine;
 mod extent;
 mod flood;
+mod jobs;
 mod lag;
 mod lane;
 mod lane_stops;
@@ -24,6 +26,7 @@ mod run;
 mod sender;
 mod state;
 mod status;
+mod table;
 mod trace_context;
 mod transaction;
 
@@ -33,6 +36,10 @@ pub use dead_letters::{
     PortableBytes, PortableHeader, Report, Step,
 };
 pub use extent::{Extent, extent};
+pub use jobs::{
+    JobEnding, JobFailure, JobFollower, JobKind, JobStep, JobWork, JobWorker, Jobs, JobsError, NewJob, Submitted,
+    WorkerEvent,
+};
 pub use lag::{LagError, LaneLag, group_lag};
 pub use publisher::{PublishError, Publisher};
 pub use reader::{Entry, ReadError, Start, TopicReader};

@@ -66,7 +66,19 @@ enum Event {
     Failed(String),
 }
 
-/// All partitions of a topic, read committed, with its own positions. A thread reads ahead, a little.
+const COMMITTED: &str = "read_committed";
+
+/// How a topic is read.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    start: Start,
+    /// How long the broker may wait for more before it answers.
+    fetch_wait: Duration,
+    /// `isolation.level`.
+    isolation: &'static str,
+}
+
+/// All partitions of a topic, read committed unless said otherwise, with its own positions. A thread reads ahead, a little.
 pub struct TopicReader<R> {
     topic: String,
     registry: Registry,
@@ -96,7 +108,7 @@ impl<R: Record> TopicReader<R> {
         topic: String,
         start: Start,
     ) -> Result<Self, ReadError> {
-        Self::open_with(kafka, registry, topic, start, QUICK).await
+        Self::open_with(kafka, registry, topic, How { start, fetch_wait: QUICK, isolation: COMMITTED }).await
     }
 
     /// Opens all partitions of a topic from the beginning, to be followed for long: new records may be seen half a
@@ -105,19 +117,25 @@ impl<R: Record> TopicReader<R> {
     /// # Errors
     /// As [`TopicReader::open`].
     pub async fn follow(kafka: &KafkaConfig, registry: Registry, topic: Topic) -> Result<Self, ReadError> {
-        Self::open_with(kafka, registry, kafka.topics().full(topic), Start::Beginning, SELDOM).await
+        let how = How { start: Start::Beginning, fetch_wait: SELDOM, isolation: COMMITTED };
+        Self::open_with(kafka, registry, kafka.topics().full(topic), how).await
     }
 
-    async fn open_with(
+    /// With the records of transactions that are open or were aborted, too.
+    pub(crate) async fn open_uncommitted(
         kafka: &KafkaConfig,
         registry: Registry,
-        topic: String,
+        topic: Topic,
         start: Start,
-        fetch_wait: Duration,
     ) -> Result<Self, ReadError> {
+        let how = How { start, fetch_wait: QUICK, isolation: "read_uncommitted" };
+        Self::open_with(kafka, registry, kafka.topics().full(topic), how).await
+    }
+
+    async fn open_with(kafka: &KafkaConfig, registry: Registry, topic: String, how: How) -> Result<Self, ReadError> {
         let kafka = kafka.clone();
         let name = topic.clone();
-        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, start, fetch_wait)).await;
+        let opened = tokio::task::spawn_blocking(move || open_consumer(&kafka, &name, how)).await;
         let (consumer, ends) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(reason)) => return Err(ReadError { topic, reason }),
@@ -285,13 +303,14 @@ impl<R: Record> TopicReader<R> {
 
 type Opened = (BaseConsumer<LogContext>, HashMap<Lane, i64>);
 
-fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, fetch_wait: Duration) -> Result<Opened, String> {
+fn open_consumer(kafka: &KafkaConfig, topic: &str, how: How) -> Result<Opened, String> {
     let mut config = consumer_config(kafka);
     config
         .set("group.id", "weir-reader")
+        .set("isolation.level", how.isolation)
         .set("auto.offset.reset", "earliest")
         .set("queued.max.messages.kbytes", "4096")
-        .set("fetch.wait.max.ms", fetch_wait.as_millis().to_string());
+        .set("fetch.wait.max.ms", how.fetch_wait.as_millis().to_string());
     let consumer = config.create_with_context(LogContext).map_err(|error: KafkaError| error.to_string())?;
     let partitions = partitions(&consumer, topic)?;
     let mut assignment = TopicPartitionList::new();
@@ -299,7 +318,7 @@ fn open_consumer(kafka: &KafkaConfig, topic: &str, start: Start, fetch_wait: Dur
     for partition in partitions {
         let (low, high) =
             consumer.fetch_watermarks(topic, partition, CALL_TIMEOUT).map_err(|error| error.to_string())?;
-        let from = match start {
+        let from = match how.start {
             Start::Beginning => low,
             Start::End => high,
         };

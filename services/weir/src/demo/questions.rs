@@ -98,7 +98,7 @@ fn question(folder: &Path, prefix: &str, documents: &[Found]) -> color_eyre::Res
 fn words(found: &Found) -> BTreeSet<String> {
     let text = match &found.source {
         Source::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        Source::File(_) => String::new(),
+        Source::File(_) | Source::Link { .. } => String::new(),
     };
     words_of(&format!("{} {text}", found.title.as_deref().unwrap_or_default()))
 }

@@ -16,6 +16,7 @@ use super::edit;
 use crate::context::Context;
 use crate::dead_letters::Summary;
 use crate::exit::FOUND;
+use crate::jobs::{self, ReplaySpec, Submission};
 use crate::progress::{Progress, shorten, table};
 use crate::tail;
 
@@ -27,6 +28,7 @@ Examples:
   weir dlq replay --stage embed --class timeout --older-than 15m --rate 20
   weir dlq replay --stage extract --text 'password' --dry-run
   weir dlq replay --parked --stage extract --document reports/q1.pdf
+  weir dlq replay --all --job --key after-the-outage
   EDITOR=nano weir dlq replay 4a6f21c09b3d --edit")]
 pub struct Replay {
     #[command(flatten)]
@@ -40,8 +42,10 @@ pub struct Replay {
     #[arg(long, value_name = "TIMES", default_value_t = 3)]
     max_replays: u32,
     /// Open the record of one dead letter in $EDITOR, as JSON, and replay what was made of it. It must fit its schema.
-    #[arg(long, conflicts_with_all = ["all", "parked", "max_replays"])]
+    #[arg(long, conflicts_with_all = ["all", "parked", "max_replays", "job"])]
     edit: bool,
+    #[command(flatten)]
+    submission: Submission,
 }
 
 /// Arguments of `weir dlq discard`.
@@ -109,13 +113,22 @@ pub struct Carrying {
 /// # Errors
 /// When nothing was chosen, or it can't be done.
 pub async fn replay(args: Replay, context: &Context) -> color_eyre::Result<ExitCode> {
-    let Replay { choice, how, parked, max_replays, edit } = args;
+    let Replay { choice, how, parked, max_replays, edit, submission } = args;
     if edit {
         let plan = edit::edited(&choice, context).await?;
         return carry_out(vec![plan], &how.carrying, "replayed", context).await;
     }
     choice.demand(how.all, context)?;
-    let plans = plan(&choice, choice.filter(context), &Action::Replay { max_replays, parked }, context).await?;
+    let action = Action::Replay { max_replays, parked };
+    if submission.job && !how.carrying.dry_run {
+        // Ids that name none, or several, are refused before anything is submitted.
+        plan(&choice, choice.filter(context), &action, context).await?;
+        let (stages, filter, rate) = (choice.stages()?, choice.filter(context), how.carrying.rate);
+        let tenant = filter.tenant.clone();
+        let spec = ReplaySpec { stages, filter, max_replays, parked, rate };
+        return submission.submit(jobs::Replay::NAME, tenant, &spec, false, context).await;
+    }
+    let plans = plan(&choice, choice.filter(context), &action, context).await?;
     carry_out(plans, &how.carrying, "replayed", context).await
 }
 

@@ -120,7 +120,10 @@ pub fn stages() -> Vec<String> {
 }
 
 /// Parses `90s`, `15m`, `2h`, `7d`.
-fn age(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// When it is written otherwise.
+pub fn age(text: &str) -> Result<Duration, String> {
     let help = || format!("{text} is no age; write for example 90s, 15m, 2h or 7d");
     let unit = text.chars().next_back().ok_or_else(help)?;
     let seconds = match unit {

@@ -5,7 +5,8 @@ use weir_contracts::TenantId;
 use super::letter::DeadLetter;
 
 /// Everything that is said must hold; what is not said does not matter.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Filter {
     /// The id begins with one of these.
     pub ids: Vec<String>,

@@ -169,7 +169,7 @@ impl DeadLetters {
         let Self { kafka, stage } = self.clone();
         let topic = action::Topics::of(&kafka.topics(), &stage).dead_letters;
         let read = move || -> Result<_, String> {
-            let lanes = table::lanes(&kafka, &topic)?;
+            let lanes = crate::table::lanes(&kafka, &topic)?;
             let wanted = Wanted { keep: &|letter| imported.contains_key(&letter.place()), hold: &|_| false };
             let outstanding = table::read(&kafka, &stage, &wanted)?;
             Ok((imported, lanes, outstanding))

@@ -1,6 +1,5 @@
 //! Carries out what was decided for dead letters: transactions of a few hundred each, once each, whatever happens.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU32;
@@ -8,17 +7,14 @@ use std::ops::{Add, AddAssign};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::TopicPartitionList;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio_util::sync::CancellationToken;
 
 use super::DeadLetterError;
 use super::action::{Decision, Topics};
 use super::letter::{DeadLetter, Place};
 use super::table::{self, Wanted};
-use crate::backoff::Backoff;
+use crate::desk::{Desk, Transacted, fenced};
 use crate::process::EncodedRecord;
-use crate::transaction::{TransactionError, TransactionalProducer};
 use crate::{KafkaConfig, RunnerConfig};
 
 /// Dead letters in a transaction, unless said otherwise.
@@ -29,8 +25,6 @@ const BYTES: usize = 8 << 20;
 const LARGEST: usize = 16 << 20;
 /// Transactions that fail one after another before it is given up.
 const FAILURES: u32 = 5;
-/// How long Kafka may take to hand over the transactional id; a transaction that is left open lasts for less.
-const TAKE_OVER: Duration = Duration::from_secs(60);
 const NAP: Duration = Duration::from_millis(50);
 
 /// How fast a plan is carried out.
@@ -173,6 +167,14 @@ impl Plan {
         self.steps.iter().filter(|step| !matches!(step.decision, Decision::Leave { .. })).count()
     }
 
+    /// Takes out the first steps, so that a long plan can be carried out part by part.
+    #[must_use]
+    pub fn split_off_first(&mut self, count: usize) -> Self {
+        let rest = self.steps.split_off(count.min(self.steps.len()));
+        let first = std::mem::replace(&mut self.steps, rest);
+        Self { kafka: self.kafka.clone(), stage: Arc::clone(&self.stage), steps: first }
+    }
+
     /// Does it. `progress` is told after each transaction what was done so far; `cancel` ends it between two.
     ///
     /// # Errors
@@ -214,7 +216,7 @@ fn carry_out(
     }
     let topics = Topics::of(&kafka.topics(), &stage);
     way_back(&kafka, &stage, &topics, &todo)?;
-    let desk = Desk::take_over(&kafka, &stage).map_err(|reason| failed(&stage, reason, report))?;
+    let desk = take_over(&kafka, &stage).map_err(|reason| failed(&stage, reason, report))?;
     let mut run = Run {
         kafka,
         stage,
@@ -248,7 +250,7 @@ fn way_back(
     let Some(first) = wanted.next() else { return Ok(()) };
     let fail = |reason| DeadLetterError::NoWayBack { stage: Arc::clone(stage), reason };
     let again = &topics.again;
-    let lanes = table::lanes(kafka, again).map_err(|reason| fail(format!("{again}: {reason}")))?;
+    let lanes = crate::table::lanes(kafka, again).map_err(|reason| fail(format!("{again}: {reason}")))?;
     match std::iter::once(first).chain(wanted).find(|lane| !lanes.contains(&lane.0)) {
         Some(lane) => Err(fail(format!("{again} has no lane {lane}: run `weir topics diff`"))),
         None => Ok(()),
@@ -349,8 +351,8 @@ impl<P: FnMut(Report)> Run<P> {
             self.report.cancelled = true;
             return Ok(false);
         }
-        match self.desk.transact(&records) {
-            Ok(Transacted::Committed) => {
+        let reason = match self.desk.transact(&records).map_err(|reason| failed(&self.stage, reason, self.report))? {
+            Transacted::Committed => {
                 self.failures = 0;
                 self.pacer.sent += places.len();
                 for place in places {
@@ -359,101 +361,37 @@ impl<P: FnMut(Report)> Run<P> {
                     }
                 }
                 (self.progress)(self.report);
-                Ok(true)
+                return Ok(true);
             }
-            Ok(Transacted::Unknown(reason)) => {
-                self.failures += 1;
-                tracing::warn!(stage = %self.stage, reason, "transaction failed: reading what is still outstanding");
-                if self.failures >= FAILURES {
-                    return Err(failed(&self.stage, reason, self.report));
-                }
-                self.in_doubt.extend(places);
-                Ok(false)
+            Transacted::Aborted(reason) => reason,
+            Transacted::Unknown(reason) => {
+                self.desk.renew().map_err(|reason| failed(&self.stage, reason, self.report))?;
+                reason
             }
-            Err(reason) => Err(failed(&self.stage, reason, self.report)),
+        };
+        self.failures += 1;
+        tracing::warn!(stage = %self.stage, reason, "transaction failed: reading what is still outstanding");
+        if self.failures >= FAILURES {
+            return Err(failed(&self.stage, reason, self.report));
         }
+        self.in_doubt.extend(places);
+        Ok(false)
     }
 }
 
 fn failed(stage: &Arc<str>, reason: String, done: Report) -> DeadLetterError {
     let stage = Arc::clone(stage);
-    // librdkafka says it in several ways, depending on which request was refused.
-    let said = reason.to_lowercase();
-    let fenced = said.contains("fence") || said.contains("old epoch");
-    match fenced {
+    match fenced(&reason) {
         true => DeadLetterError::TakenOver { stage, done },
         false => DeadLetterError::Kafka { stage, reason, done },
     }
 }
 
-enum Transacted {
-    Committed,
-    /// It may count or not; whoever reads the table now sees which.
-    Unknown(String),
-}
-
-/// The producer of whoever deals with the dead letters of a stage: there is one at a time.
-struct Desk {
-    producer: TransactionalProducer,
-    /// In no group and without positions; a commit wants to know one.
-    consumer: BaseConsumer,
-}
-
-impl Desk {
-    fn take_over(kafka: &KafkaConfig, stage: &str) -> Result<Self, String> {
-        let config = RunnerConfig { max_record_bytes: LARGEST, ..RunnerConfig::default() };
-        let id = format!("{}.replay", Topics::of(&kafka.topics(), stage).dead_letters);
-        let desk = Self {
-            producer: TransactionalProducer::new(kafka, &config, id, None)?,
-            consumer: table::consumer(kafka, "read_committed")?,
-        };
-        desk.fence()?;
-        Ok(desk)
-    }
-
-    /// Ends whoever has the transactional id, and what they left open.
-    fn fence(&self) -> Result<(), String> {
-        let start = Instant::now();
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-        loop {
-            match self.producer.fence() {
-                Ok(()) => return Ok(()),
-                Err(TransactionError::Fatal(reason)) => return Err(reason),
-                Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => {
-                    if start.elapsed() > TAKE_OVER {
-                        return Err(format!("Kafka does not hand over the transactional id: {reason}"));
-                    }
-                    tracing::debug!(reason, "taking over the transactional id: trying again");
-                    std::thread::sleep(backoff.next(&mut rand::rng(), None));
-                }
-            }
-        }
-    }
-
-    /// Produces records in one transaction.
-    fn transact(&mut self, records: &[EncodedRecord]) -> Result<Transacted, String> {
-        let reason = match self.try_to(records) {
-            Ok(()) => return Ok(Transacted::Committed),
-            Err(TransactionError::Fatal(reason)) => return Err(reason),
-            Err(TransactionError::Ambiguous(reason)) => reason,
-            Err(TransactionError::Abort(reason)) => match self.producer.abort() {
-                Ok(()) => return Ok(Transacted::Unknown(reason)),
-                Err(TransactionError::Fatal(reason)) => return Err(reason),
-                Err(TransactionError::Abort(_) | TransactionError::Ambiguous(_)) => reason,
-            },
-        };
-        self.producer.recreate()?;
-        self.fence()?;
-        Ok(Transacted::Unknown(reason))
-    }
-
-    fn try_to(&mut self, records: &[EncodedRecord]) -> Result<(), TransactionError> {
-        let group = self.consumer.group_metadata();
-        let group = group.ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
-        self.producer.begin()?;
-        self.producer.produce(&records.iter().map(Cow::Borrowed).collect::<Vec<_>>())?;
-        self.producer.commit(&TopicPartitionList::new(), &group)
-    }
+/// There is one at a time who deals with the dead letters of a stage.
+fn take_over(kafka: &KafkaConfig, stage: &str) -> Result<Desk, String> {
+    let config = RunnerConfig { max_record_bytes: LARGEST, ..RunnerConfig::default() };
+    let id = format!("{}.replay", Topics::of(&kafka.topics(), stage).dead_letters);
+    Desk::take_over(kafka, &config, id)
 }
 
 /// Holds a rate.

@@ -124,6 +124,7 @@ const FILES: &[(&str, &str)] = files![
     "extract.again",
     "index.again",
     "lanes",
+    "jobs",
     "questions",
     "request-outcomes",
     "requests",
