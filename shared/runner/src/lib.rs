@@ -8,9 +8,11 @@ mod config;
 mod dead_letter;
 mod dead_letters;
 mod engine;
+mod failpoint;
 mod flood;
 mod lag;
 mod lane;
+mod mechanism;
 pub mod metric;
 mod ownership;
 mod process;
@@ -31,6 +33,7 @@ pub use dead_letters::{
     PortableBytes, PortableHeader, Report, Step,
 };
 pub use lag::{LagError, LaneLag, group_lag};
+pub use mechanism::{Mechanism, is_switched_off};
 pub use publisher::{PublishError, Publisher};
 pub use reader::{ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};

@@ -208,7 +208,7 @@ impl VectorStore {
                 wait: Some(true),
                 points: heads.iter().map(Head::to_point).collect(),
                 ordering: Some(WriteOrdering { r#type: WriteOrderingType::Strong.into() }),
-                update_filter: Some(may_replace(heads)),
+                update_filter: fenced().then(|| may_replace(heads)),
                 ..UpsertPoints::default()
             };
             self.call("move heads", self.client().upsert_points(request)).boxed()
@@ -323,6 +323,17 @@ impl VectorStore {
         }
         result
     }
+}
+
+/// Whether heads move forward only. A test can switch that off, to see that it notices.
+#[cfg(feature = "unfenced")]
+fn fenced() -> bool {
+    !std::env::var("WEIR_TEST_WITHOUT").is_ok_and(|off| off.split(',').any(|off| off == "revision-fencing"))
+}
+
+#[cfg(not(feature = "unfenced"))]
+const fn fenced() -> bool {
+    true
 }
 
 fn named(vector: vector::Vector) -> Vector {

@@ -31,6 +31,8 @@ const LARGEST: usize = 16 << 20;
 const FAILURES: u32 = 5;
 /// How long Kafka may take to hand over the transactional id; a transaction that is left open lasts for less.
 const TAKE_OVER: Duration = Duration::from_secs(60);
+/// What its transactions are called where stages have their names.
+const REPLAY: &str = "replay";
 const NAP: Duration = Duration::from_millis(50);
 
 /// How fast a plan is carried out.
@@ -452,7 +454,7 @@ impl Desk {
         let group = group.ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
         self.producer.begin()?;
         self.producer.produce(&records.iter().map(Cow::Borrowed).collect::<Vec<_>>())?;
-        self.producer.commit(&TopicPartitionList::new(), &group)
+        self.producer.commit(REPLAY, &TopicPartitionList::new(), &group)
     }
 }
 
