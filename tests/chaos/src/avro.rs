@@ -102,6 +102,13 @@ impl Schemas {
 }
 
 impl Fields {
+    /// Fields of a record that never was.
+    #[cfg(test)]
+    #[must_use]
+    pub fn of(fields: BTreeMap<String, Value>) -> Self {
+        Self(fields)
+    }
+
     fn get(&self, name: &str) -> Option<&Value> {
         match self.0.get(name) {
             Some(Value::Union(_, value)) => Some(value),

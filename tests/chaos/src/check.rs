@@ -317,3 +317,7 @@ fn count_ends(
         verdict.ends.insert("NOTHING", open);
     }
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;
