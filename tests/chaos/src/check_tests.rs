@@ -49,10 +49,10 @@ fn calm() -> Evidence {
             ("deleted", Value::Boolean(request.wish == Wish::Delete)),
             ("batch", Value::Int(0)),
         ];
-        let with = |more: &[(&str, Value)]| [&about[..], more].concat();
+        let with = |more: &[(&'static str, Value)]| [&about[..], more].concat();
         let rejected = matches!(request.wish, Wish::Impossible(_));
         let outcome = text(if rejected { "rejected" } else { "accepted" });
-        let mut add = |topic: &'static str, fields: Vec<(&str, Value)>| {
+        let mut add = |topic: &'static str, fields: Vec<(&'static str, Value)>| {
             evidence.records.entry(topic).or_default().push(seen(topic, offset, &fields));
         };
         add("requests", with(&[]));
