@@ -140,6 +140,11 @@ const DEATHS: [&str; 6] =
     ["after-process", "after-produce", "before-commit", "after-send-offsets", "after-commit", "before-store-write"];
 const LOSSES: [&str; 2] = ["lost-commit-request", "lost-commit-answer"];
 
+/// What is hurt, and how.
+type Hurt = (Target, Blow);
+/// Every kind of a class once.
+type Draw = fn(&mut StdRng) -> Vec<Hurt>;
+
 #[derive(Clone, Copy)]
 enum Class {
     Service,
@@ -170,11 +175,11 @@ pub struct Faults {
     random: StdRng,
     bounds: Bounds,
     turn: usize,
-    services: Vec<(Target, Blow)>,
-    failpoints: Vec<(Target, Blow)>,
-    brokers: Vec<(Target, Blow)>,
-    qdrant: Vec<(Target, Blow)>,
-    registry: Vec<(Target, Blow)>,
+    services: Vec<Hurt>,
+    failpoints: Vec<Hurt>,
+    brokers: Vec<Hurt>,
+    qdrant: Vec<Hurt>,
+    registry: Vec<Hurt>,
 }
 
 impl Faults {
@@ -198,9 +203,9 @@ impl Faults {
         Duration::from_secs_f64(self.random.random_range(from..=to))
     }
 
-    fn deal(&mut self, class: Class) -> (Target, Blow) {
+    fn deal(&mut self, class: Class) -> Hurt {
         let Self { random, services, failpoints, brokers, qdrant, registry, .. } = self;
-        let (hand, fresh): (&mut Vec<(Target, Blow)>, fn(&mut StdRng) -> Vec<(Target, Blow)>) = match class {
+        let (hand, fresh): (&mut Vec<Hurt>, Draw) = match class {
             Class::Service => (services, every_service),
             Class::Failpoint => (failpoints, every_failpoint),
             Class::Broker => (brokers, every_broker),
@@ -215,16 +220,16 @@ impl Faults {
     }
 }
 
-fn every_service(random: &mut StdRng) -> Vec<(Target, Blow)> {
+fn every_service(random: &mut StdRng) -> Vec<Hurt> {
     SERVICES.iter().flat_map(|service| signals(Target::Service(service), random)).collect()
 }
 
-fn every_broker(random: &mut StdRng) -> Vec<(Target, Blow)> {
+fn every_broker(random: &mut StdRng) -> Vec<Hurt> {
     let blows = [Blow::Kill, Blow::Terminate, Blow::Freeze { heir: false }];
     blows.map(|blow| (Target::Broker(random.random_range(0..3)), blow)).into()
 }
 
-fn every_failpoint(random: &mut StdRng) -> Vec<(Target, Blow)> {
+fn every_failpoint(random: &mut StdRng) -> Vec<Hurt> {
     let mut place = || {
         let (service, stage) = BUSY.get(random.random_range(0..BUSY.len())).copied().unwrap_or(("chunk", "chunk"));
         (Target::Service(service), stage, random.random_range(1..=4))
@@ -242,7 +247,7 @@ fn every_failpoint(random: &mut StdRng) -> Vec<(Target, Blow)> {
     deaths.into_iter().chain(losses).collect()
 }
 
-fn signals(target: Target, random: &mut StdRng) -> Vec<(Target, Blow)> {
+fn signals(target: Target, random: &mut StdRng) -> Vec<Hurt> {
     let heir = matches!(target, Target::Service(_)) && random.random_bool(0.5);
     [Blow::Kill, Blow::Terminate, Blow::Freeze { heir }].map(|blow| (target, blow)).into()
 }
