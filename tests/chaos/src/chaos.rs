@@ -30,6 +30,8 @@ const BROKERS: u16 = 3;
 const HEALED_AFTER: f64 = 0.55;
 /// How long a service may take to end in the end.
 const GRACE: Duration = Duration::from_secs(15);
+/// How long services may take to join their groups.
+const JOINING: Duration = Duration::from_secs(90);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Ends the threads of a run when it ends, however it does.
@@ -110,6 +112,7 @@ pub async fn run(settings: Settings, stop: &Stop) -> color_eyre::Result<(Report,
     let mut threads = Threads { stop: ended.clone(), threads: vec![run.fleet.supervise(&ended)] };
     let (watch, watching) = Watch::begin(&run.kafka, LANES, &ended)?;
     threads.threads.extend(watching);
+    run.fleet.joined(JOINING, stop).await?;
     let workload = Arc::new(requests(settings.seed, settings.requests));
     ticker.say(&format!("{} requests over {:.0} s", workload.len(), settings.window.as_secs_f64()));
     let faults = storm(&settings, &world, &run, &watch, &workload, &ticker, stop).await?;

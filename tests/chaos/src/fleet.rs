@@ -239,6 +239,23 @@ impl Fleet {
         std::fs::read_to_string(self.log(service, instance)).map_or(0, |log| log.matches(words).count())
     }
 
+    /// Waits until every service has joined its groups.
+    ///
+    /// # Errors
+    /// When one does not within `limit`, or somebody asks to end.
+    pub async fn joined(&self, limit: Duration, stop: &Stop) -> color_eyre::Result<()> {
+        let begun = Instant::now();
+        for service in SERVICES {
+            while self.mentions(service, FIRST, "lanes assigned") == 0 {
+                stop.sleep(TURN).await?;
+                if begun.elapsed() > limit {
+                    bail!("{service} does not join its groups: {:?}", self.surprises());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Ends that nobody brought about: who ended, when and with what last words.
     #[must_use]
     pub fn surprises(&self) -> Vec<String> {
