@@ -14,13 +14,19 @@ WEIR := $(CARGO_TARGET_DIR)/debug/weir
 BENCH_PROFILE ?= dev
 BENCH ?=
 
-.PHONY: help prerequisites build demo up down status test test-long lint fmt bench clean-data docs deny
+# What `make chaos` is given, as options of the program.
+CHAOS_OPTIONS = $(if $(CONTROL),--control "$(CONTROL)",$(if $(MINUTES),--minutes "$(MINUTES)") $(if $(SEED),--seed "$(SEED)")) \
+	$(if $(OUT),--out "$(OUT)")
+
+.PHONY: help prerequisites build demo up down status test test-long lint fmt bench chaos clean-data docs deny
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo CORPUS=DIR    the same with your own folder of documents"
 	@echo "  make bench BENCH=relay  one benchmark only"
+	@echo "  make chaos MINUTES=30 SEED=7 OUT=chaos.json"
+	@echo "  make chaos CONTROL=all  succeeds when the harness notices each mechanism that is switched off"
 	@echo "  Build outputs: $(CARGO_TARGET_DIR)"
 
 prerequisites: ## Check what is needed; as root on Debian or Ubuntu install what is missing
@@ -55,6 +61,9 @@ fmt: prerequisites ## Format the code
 
 bench: prerequisites ## Measure; prints tables and writes bench-results/
 	@scripts/bench.sh "$(BENCH_PROFILE)" $(BENCH)
+
+chaos: build ## Break a running pipeline on purpose and look whether it kept its word
+	@"$(CARGO_TARGET_DIR)/debug/weir-chaos" $(CHAOS_OPTIONS)
 
 docs: build ## Bring docs/metrics.md and docs/configuration.md up to date with the code
 	@UPDATE=1 cargo test --workspace --exclude weir-benches --test metrics_doc --test configuration_doc

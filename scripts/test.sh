@@ -90,6 +90,12 @@ done
 for name in $(integration_tests own); do
     step "end to end: $name" cargo test "${tested[@]}" --test "$name" -- --test-threads=1 "${long[@]}" || true
 done
+# The whole pipeline while everything around it breaks; in a long run also that the harness notices when a mechanism is
+# switched off.
+step "chaos" "$CARGO_TARGET_DIR/debug/weir-chaos" --short || true
+if ((${#long[@]})); then
+    step "chaos: negative controls" "$CARGO_TARGET_DIR/debug/weir-chaos" --control all || true
+fi
 # Clippy type-checks every dependency once more. Where they all had to be compiled first, on a small machine, that would
 # take the run past an hour: then it is left to `make lint`, and said.
 if ((SECONDS - begun > LINT_WITHIN)); then

@@ -274,12 +274,15 @@ fn contracts_and_stage_do_no_io() {
 #[test]
 fn one_crate_owns_each_heavy_dependency() {
     let owners: &[(&str, &[&str])] = &[
-        ("rdkafka", &["weir-runner", "weir-stack", "weir", "weir-testing", "weir-tests", "weir-benches"]),
+        ("rdkafka", &["weir-runner", "weir-stack", "weir", "weir-testing", "weir-tests", "weir-chaos", "weir-benches"]),
         ("qdrant-edge", &["qdrant-embedded"]),
         ("candle-core", &["weir-models", "weir-benches"]),
         ("candle-nn", &["weir-models", "weir-benches"]),
         ("candle-transformers", &["weir-benches"]),
-        ("qdrant-client", &["weir-vectors", "qdrant-embedded", "weir-stack", "weir", "weir-testing", "weir-tests"]),
+        (
+            "qdrant-client",
+            &["weir-vectors", "qdrant-embedded", "weir-stack", "weir", "weir-testing", "weir-tests", "weir-chaos"],
+        ),
         ("pdf-extract", &["weir-ingest"]),
     ];
     let mut complaints = Vec::new();

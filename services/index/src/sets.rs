@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use weir_contracts::{DocumentId, DocumentState, EmbeddingBatch, Revision, TenantId, header};
+use weir_runner::{Mechanism, is_switched_off};
 use weir_stage::Delivery;
 use weir_vectors::Head;
 
@@ -66,7 +67,8 @@ impl Set<'_> {
 
     /// Whether a head is beyond this set.
     pub fn is_superseded_by(&self, head: Option<&Head>) -> bool {
-        head.is_some_and(|head| head.is_beyond(self.record.revision, &self.record.build, self.position))
+        !is_switched_off(Mechanism::RevisionFencing)
+            && head.is_some_and(|head| head.is_beyond(self.record.revision, &self.record.build, self.position))
     }
 
     /// The delivery that says that the set is shown, if it is at hand. It is the record that completed the set, which the

@@ -15,6 +15,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use weir_contracts::{Document, DocumentRequest, OutcomeKind, RequestOutcome, Revision, Topic, document_key, header};
+use weir_runner::{Mechanism, is_switched_off};
 use weir_stage::{Delivery, Failure, Outcome, Output, StageError, State};
 
 use crate::idempotency::{self, FirstUse};
@@ -80,7 +81,9 @@ impl Case<'_> {
         }
         let known: Option<Remembered> = self.read(&self.document_state())?;
         match known {
-            Some(known) if known.last > self.revision => Ok(Opened::Decided(self.superseded(known.last)?)),
+            Some(known) if known.last > self.revision && !is_switched_off(Mechanism::RevisionFencing) => {
+                Ok(Opened::Decided(self.superseded(known.last)?))
+            }
             // This very request, which has its outcome already.
             Some(known) if known.last == self.revision && known.standing != Standing::Failed => {
                 Ok(Opened::Decided(Outcome::skip("decided")))

@@ -14,6 +14,8 @@ use weir_stage::Headers;
 use crate::assignment::{GroupContext, committed};
 use crate::backoff::Backoff;
 use crate::dead_letter::dead_letter;
+use crate::failpoint::{Failpoint, reach};
+use crate::mechanism::{Mechanism, is_switched_off};
 use crate::metric;
 use crate::process::{EncodedRecord, Prepared, Verdict};
 use crate::state::encode;
@@ -60,7 +62,10 @@ impl Committer {
     /// Produces what `prepared` says, beginning a transaction if none is open. An error is fatal.
     pub(crate) fn produce(&mut self, prepared: &[Prepared]) -> Result<Verified, String> {
         match self.try_produce(prepared) {
-            Ok(()) => Ok(Verified::Committed),
+            Ok(()) => {
+                reach(self.stage, Failpoint::AfterProduce);
+                Ok(Verified::Committed)
+            }
             Err(TransactionError::Fatal(reason)) => Err(reason),
             Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => self.give_up(&reason),
         }
@@ -78,6 +83,7 @@ impl Committer {
         let start = Instant::now();
         match self.try_commit(consumer, &offsets) {
             Ok(()) => {
+                reach(self.stage, Failpoint::AfterCommit);
                 self.open = false;
                 let seconds = start.elapsed().as_secs_f64();
                 histogram!(metric::COMMIT_SECONDS, "stage" => self.stage).record(seconds);
@@ -101,6 +107,16 @@ impl Committer {
             Producing::Transactions(producer) => producer.take_ends(),
             #[cfg(feature = "at-least-once")]
             Producing::AtLeastOnce(producer) => producer.take_ends(),
+        }
+    }
+
+    /// Waits until what was produced is acknowledged. Only who writes state before the commit, to be caught at it, needs
+    /// that.
+    pub(crate) fn drain(&self) {
+        match &self.producer {
+            Producing::Transactions(producer) => producer.drain(),
+            #[cfg(feature = "at-least-once")]
+            Producing::AtLeastOnce(_) => {}
         }
     }
 
@@ -141,11 +157,12 @@ impl Committer {
                 let group = consumer
                     .group_metadata()
                     .ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
-                producer.commit(offsets, &group)
+                producer.commit(self.stage, offsets, &group)
             }
             #[cfg(feature = "at-least-once")]
             Producing::AtLeastOnce(producer) => {
                 producer.flush()?;
+                reach(self.stage, Failpoint::BeforeCommit);
                 consumer
                     .commit(offsets, rdkafka::consumer::CommitMode::Async)
                     .map_err(|error| TransactionError::Abort(error.to_string()))
@@ -191,6 +208,12 @@ impl Committer {
     ) -> Result<Verified, String> {
         self.open = false;
         self.start_over()?;
+        if is_switched_off(Mechanism::AskingAfterDoubt) {
+            return Ok(Verified::Committed);
+        }
+        if is_switched_off(Mechanism::TrustingAnAppliedCommit) {
+            return Ok(Verified::NotCommitted);
+        }
         // One transaction covers all lanes of all topics: its serial on one of them means it counted for all.
         let Some((topic, _)) = positions.keys().next() else { return Ok(Verified::Committed) };
         let of_topic = positions.iter().filter(|((of, _), _)| of == topic);

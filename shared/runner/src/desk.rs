@@ -16,6 +16,9 @@ use crate::{KafkaConfig, RunnerConfig};
 /// How long Kafka may take to hand over the transactional id; a transaction that is left open lasts for less.
 const TAKE_OVER: Duration = Duration::from_secs(60);
 
+/// What its transactions are called where stages have their names.
+const DESK: &str = "desk";
+
 /// What became of a transaction that did not fail for good.
 pub(crate) enum Transacted {
     Committed,
@@ -88,7 +91,7 @@ impl Desk {
         let group = group.ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
         self.producer.begin()?;
         self.producer.produce(&records.iter().map(Cow::Borrowed).collect::<Vec<_>>())?;
-        self.producer.commit(&TopicPartitionList::new(), &group)
+        self.producer.commit(DESK, &TopicPartitionList::new(), &group)
     }
 }
 

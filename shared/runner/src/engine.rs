@@ -16,8 +16,10 @@ use weir_contracts::Lane;
 use crate::assignment::{GroupContext, Rebalance};
 use crate::backoff::Backoff;
 use crate::commit::{Committer, Positions, Verified};
+use crate::failpoint::{Failpoint, reach};
 use crate::lane::OwnedLane;
 use crate::lane_stops::LaneStops;
+use crate::mechanism::{Mechanism, is_switched_off};
 use crate::ownership::Ownership;
 use crate::process::{Prepared, Processed, RawRecord};
 use crate::state::{Changelog, SharedStores};
@@ -179,6 +181,7 @@ impl Engine {
         match processed {
             Processed::Failed(reason) => Err(reason),
             Processed::Done(prepared) => {
+                reach(self.stage, Failpoint::AfterProcess);
                 self.ready_batches += 1;
                 let mut runs = prepared;
                 self.stop_floods(&mut runs);
@@ -313,8 +316,15 @@ impl Engine {
         if next.is_empty() {
             return Ok(Verified::Committed);
         }
+        if is_switched_off(Mechanism::WriteAfterCommit) {
+            self.committer.drain();
+            let ready = std::mem::take(&mut self.ready);
+            self.apply_state(&ready)?;
+            self.ready = ready;
+        }
         if self.produced == self.ready.len() && self.committer.commit(&self.consumer, &next)? == Verified::Committed {
             self.produced = 0;
+            reach(self.stage, Failpoint::BeforeStoreWrite);
             let ready = std::mem::take(&mut self.ready);
             self.apply_state(&ready)?;
             self.committed(&ready, &next);

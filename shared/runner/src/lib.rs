@@ -10,11 +10,13 @@ mod dead_letters;
 mod desk;
 mod engine;
 mod extent;
+mod failpoint;
 mod flood;
 mod jobs;
 mod lag;
 mod lane;
 mod lane_stops;
+mod mechanism;
 pub mod metric;
 mod ownership;
 mod process;
@@ -41,6 +43,7 @@ pub use jobs::{
     WorkerEvent,
 };
 pub use lag::{LagError, LaneLag, group_lag};
+pub use mechanism::{Mechanism, is_switched_off};
 pub use publisher::{PublishError, Publisher};
 pub use reader::{Entry, ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};

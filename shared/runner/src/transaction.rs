@@ -12,6 +12,7 @@ use rdkafka::producer::Producer;
 use weir_contracts::Lane;
 
 use crate::client::CALL_TIMEOUT;
+use crate::failpoint::{Failpoint, is_lost, reach};
 use crate::process::EncodedRecord;
 use crate::sender::{DRAIN_POLL, Sender};
 use crate::{KafkaConfig, RunnerConfig};
@@ -85,15 +86,17 @@ impl TransactionalProducer {
         self.sender.send(records, self.timeout).map_err(|error| classify(&error, "produce"))
     }
 
-    /// Adds the positions of the input and commits.
+    /// Adds the positions of the input and commits, on behalf of `stage`.
     pub(crate) fn commit(
         &mut self,
+        stage: &str,
         offsets: &TopicPartitionList,
         group: &ConsumerGroupMetadata,
     ) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
         // What was not acknowledged in time fails the commit.
         self.sender.drain(deadline);
+        reach(stage, Failpoint::BeforeCommit);
         loop {
             match self.sender.producer.send_offsets_to_transaction(offsets, group, self.timeout) {
                 Ok(()) => break,
@@ -107,8 +110,15 @@ impl TransactionalProducer {
                 }
             }
         }
+        reach(stage, Failpoint::AfterSendOffsets);
+        if is_lost(stage, Failpoint::LostCommitRequest) {
+            return Err(TransactionError::Ambiguous("a test lost the request".into()));
+        }
         loop {
             match self.sender.producer.commit_transaction(self.timeout) {
+                Ok(()) if is_lost(stage, Failpoint::LostCommitAnswer) => {
+                    return Err(TransactionError::Ambiguous("a test lost the answer".into()));
+                }
                 Ok(()) => return Ok(()),
                 Err(error) if retriable(&error) && !timed_out(&error) && Instant::now() < deadline => {
                     self.sender.producer.poll(DRAIN_POLL);
@@ -116,6 +126,11 @@ impl TransactionalProducer {
                 Err(error) => return Err(classify(&error, "commit_transaction")),
             }
         }
+    }
+
+    /// Waits until what was produced is acknowledged.
+    pub(crate) fn drain(&self) {
+        self.sender.drain(Instant::now() + self.timeout);
     }
 
     /// Aborts whatever is open.

@@ -217,6 +217,17 @@ impl Stack {
         }
     }
 
+    /// Starts the schema registry again on its port, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_registry(&self) -> Result<(), StackError> {
+        match &self.registry {
+            Some(registry) => registry.start().await,
+            None => Err(StackError::Config("this stack has no schema registry".into())),
+        }
+    }
+
     /// Lets everything end in order: who uses others first, brokers together.
     pub async fn stop(self) {
         self.wind_down().await;

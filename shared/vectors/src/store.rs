@@ -250,7 +250,7 @@ impl VectorStore {
             wait: Some(true),
             points,
             ordering: Some(WriteOrdering { r#type: WriteOrderingType::Strong.into() }),
-            update_filter: Some(condition),
+            update_filter: fenced().then_some(condition),
             ..UpsertPoints::default()
         };
         self.call(call, self.client().upsert_points(request)).await.map(|_| ())
@@ -363,6 +363,17 @@ impl VectorStore {
         }
         result
     }
+}
+
+/// Whether heads move forward only. A test can switch that off, to see that it notices.
+#[cfg(feature = "unfenced")]
+fn fenced() -> bool {
+    !std::env::var("WEIR_TEST_WITHOUT").is_ok_and(|off| off.split(',').any(|off| off == "revision-fencing"))
+}
+
+#[cfg(not(feature = "unfenced"))]
+const fn fenced() -> bool {
+    true
 }
 
 fn named(vector: vector::Vector) -> Vector {
