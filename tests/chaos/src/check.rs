@@ -29,10 +29,14 @@ pub struct Verdict {
 }
 
 const REQUESTS: &str = "every request reaches its lane once, in the order it was sent";
-const OUTCOMES: &str = "every request has one outcome, the right one";
-const ONCE: &str = "nothing is committed twice";
-const LOST: &str = "nothing is lost on the way";
-const ORDER: &str = "revisions of a document only rise";
+/// Broken by requests without an outcome, with several, or with a wrong one.
+pub const OUTCOMES: &str = "every request has one outcome, the right one";
+/// Broken by records that say the same again.
+pub const ONCE: &str = "nothing is committed twice";
+/// Broken by changes that do not reach every topic.
+pub const LOST: &str = "nothing is lost on the way";
+/// Broken by an older revision behind a newer one.
+pub const ORDER: &str = "revisions of a document only rise";
 const STATUS: &str = "every change ends in one status of its document";
 const LETTERS: &str = "the dead letters are the requests that were turned away";
 const LAG: &str = "no stage is behind";
