@@ -91,7 +91,7 @@ fn quick() -> Flaky {
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_fail_for_now_come_back_once_though_the_retry_service_is_killed() {
     let topics = topics("retry-kill");
-    let record = |n: usize| if n % 2 == 0 { "fail 2".to_owned() } else { "fine".to_owned() };
+    let record = |n: usize| if n.is_multiple_of(2) { "fail 2".to_owned() } else { "fine".to_owned() };
     topics.produce_keyed("in", LANES, (0..400).map(|n| (format!("key-{n:04}"), record(n))));
     let mut retry = retry_service(&topics);
     let (stop, task) = run(&topics, settings(), quick());

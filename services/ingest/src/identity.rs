@@ -191,13 +191,12 @@ impl Case<'_> {
     /// What this very request made of its document failed behind the extractor: the same sent again is no duplicate.
     pub(crate) fn failed_behind(&self) -> Result<Outcome, StageError> {
         let known: Option<Remembered> = self.read(&self.document_state())?;
-        if let Some(Remembered { last, standing: Standing::Stored { revision, .. } | Standing::Deleted { revision } }) =
-            known
+        if let Some(Remembered { last, standing }) = known
+            && let Standing::Stored { revision, .. } | Standing::Deleted { revision } = standing
+            && revision == self.revision
         {
-            if revision == self.revision {
-                let remembered = encoded(&Remembered { last, standing: Standing::Failed })?;
-                self.state.put(self.delivery, self.document_state(), remembered);
-            }
+            let remembered = encoded(&Remembered { last, standing: Standing::Failed })?;
+            self.state.put(self.delivery, self.document_state(), remembered);
         }
         Ok(Outcome::skip("failed-behind"))
     }

@@ -389,10 +389,8 @@ impl Engine {
         if let Some(due) = self.lanes.values().filter(|lane| !lane.stopped).filter_map(OwnedLane::next_due).min() {
             sleep = sleep.min(Duration::from_millis(u64::try_from(due.saturating_sub(now)).unwrap_or_default()));
         }
-        if let Some(since) = self.waiting_since {
-            if !self.processing {
-                sleep = sleep.min(linger.saturating_sub(since.elapsed()));
-            }
+        if let Some(since) = self.waiting_since.filter(|_| !self.processing) {
+            sleep = sleep.min(linger.saturating_sub(since.elapsed()));
         }
         sleep.max(Duration::from_millis(1))
     }

@@ -18,7 +18,7 @@ use crate::commit::{Committer, Producing};
 use crate::engine::{Engine, Returning};
 use crate::lane_stops::LaneStops;
 use crate::ownership::Ownership;
-use crate::process::Processor;
+use crate::process::{Processed, Processor, RawRecord};
 use crate::reader::{partitions, topic_setting};
 use crate::retry::RetryPolicy;
 use crate::state::{Changelog, SharedStores, Stores, changelog_topic};
@@ -36,6 +36,18 @@ pub struct RunnerError {
     pub stage: String,
     /// What is wrong and what to do.
     pub reason: String,
+}
+
+/// What the loop shares with the processor and with whoever stops it.
+struct Shared {
+    stores: Option<SharedStores>,
+    stops: LaneStops,
+    /// Whether records can be tried again later: the loop finds out, the processor asks.
+    retries: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+    ownership: Arc<Ownership>,
+    batches: tokio::sync::mpsc::Sender<Vec<RawRecord>>,
+    done: mpsc::Receiver<Processed>,
 }
 
 /// Runs one stage.
@@ -116,11 +128,11 @@ impl Runner {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let (outcome, engine) =
-                    match self.set_up(input, shared, stops, &retries, token, ownership, batches, done) {
-                        Ok(mut engine) => (engine.run(), Some(engine)),
-                        Err(reason) => (Err(reason), None),
-                    };
+                let shared = Shared { stores: shared, stops, retries, shutdown: token, ownership, batches, done };
+                let (outcome, engine) = match self.set_up(input, shared) {
+                    Ok(mut engine) => (engine.run(), Some(engine)),
+                    Err(reason) => (Err(reason), None),
+                };
                 // A failure is reported at once: leaving the group may take long when Kafka is the cause.
                 if outcome.is_ok() {
                     drop(engine);
@@ -152,17 +164,8 @@ impl Runner {
         outcome.map_err(fail)
     }
 
-    fn set_up(
-        self,
-        input: Topic,
-        stores: Option<SharedStores>,
-        stops: LaneStops,
-        retries: &AtomicBool,
-        shutdown: CancellationToken,
-        ownership: Arc<Ownership>,
-        batches: tokio::sync::mpsc::Sender<Vec<crate::process::RawRecord>>,
-        done: mpsc::Receiver<crate::process::Processed>,
-    ) -> Result<Engine, String> {
+    fn set_up(self, input: Topic, shared: Shared) -> Result<Engine, String> {
+        let Shared { stores, stops, retries, shutdown, ownership, batches, done } = shared;
         let names = self.kafka.topics();
         let group = names.full_name(self.name);
         let input: Arc<str> = names.full(input).into();

@@ -80,10 +80,8 @@ impl Engine {
         let mut list = TopicPartitionList::with_capacity(lanes.len());
         let mut returning = TopicPartitionList::new();
         for lane in lanes {
-            if self.lanes.contains_key(lane) {
-                if let Some(topic) = &self.returning {
-                    returning.add_partition(&topic.topic, lane.0);
-                }
+            if let Some(topic) = self.returning.as_ref().filter(|_| self.lanes.contains_key(lane)) {
+                returning.add_partition(&topic.topic, lane.0);
             }
             self.ownership.revoke(*lane);
             self.lanes.remove(lane);
