@@ -19,7 +19,7 @@ use weir_stage::{Delivery, Outcome};
 use weir_vectors::{QdrantConfig, VectorStore};
 
 /// Histories that are tried on each server.
-const CASES: u32 = 20;
+const CASES: u32 = 30;
 
 /// How a batch gets to the index.
 #[derive(Debug, Clone, Copy)]

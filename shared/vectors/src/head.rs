@@ -60,10 +60,11 @@ impl Head {
         !self.deleted && self.revision == revision && self.build == build
     }
 
-    /// Whether a record for this revision, build and position came too late: the head is beyond it.
+    /// Whether a record for this revision, build and position came too late: the head is beyond it. What it is not beyond
+    /// and does not show, it may become.
     #[must_use]
     pub fn is_beyond(&self, revision: Revision, build: &str, position: i64) -> bool {
-        self.revision > revision || (self.revision == revision && self.build != build && self.position > position)
+        self.revision > revision || (self.revision == revision && self.build != build && self.position >= position)
     }
 
     pub(crate) fn to_point(&self) -> PointStruct {
@@ -161,6 +162,7 @@ mod tests {
         assert!(!at(8, "b1", 1));
         assert!(!at(7, "b1", 39), "a record delivered again is not superseded by itself");
         assert!(at(7, "b0", 39));
+        assert!(at(7, "b0", 40), "of two builds in one place the one that is there stays: neither waits for the other");
         assert!(!at(7, "b2", 41));
     }
 
