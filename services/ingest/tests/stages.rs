@@ -47,16 +47,20 @@ fn stage(config: &Config) -> Extract {
     Extract::with_workers(config, WorkerCommand::new(env!("CARGO_BIN_EXE_weir-ingest"), [worker::ARGUMENT]))
 }
 
-async fn extract_one(config: &Config, delivery: Delivery<DocumentRequest>) -> Result<Outcome, StageError> {
+async fn extract_all(config: &Config, deliveries: &[Delivery<DocumentRequest>]) -> Result<Vec<Outcome>, StageError> {
     let mut stage = stage(config);
-    let deliveries = [delivery];
-    let outcomes = stage.process(Batch::with_state(&deliveries, &MemoryState::default())).await?;
-    let mut outcome = outcomes.into_iter().next().unwrap();
-    // As the runner does with whatever becomes a dead letter.
-    if let Outcome::Reject { failure, outputs } = &mut outcome {
-        outputs.extend(stage.last_words(&deliveries[0], failure).await?);
+    let mut outcomes = stage.process(Batch::with_state(deliveries, &MemoryState::default())).await?;
+    for (outcome, delivery) in outcomes.iter_mut().zip(deliveries) {
+        // As the runner does with whatever becomes a dead letter.
+        if let Outcome::Reject { failure, outputs } = outcome {
+            outputs.extend(stage.last_words(delivery, failure).await?);
+        }
     }
-    Ok(outcome)
+    Ok(outcomes)
+}
+
+async fn extract_one(config: &Config, delivery: Delivery<DocumentRequest>) -> Result<Outcome, StageError> {
+    Ok(extract_all(config, &[delivery]).await?.remove(0))
 }
 
 fn decoded<R: Record>(output: &Output) -> R {
@@ -148,7 +152,7 @@ async fn one_bad_document_does_not_stop_the_others() {
     let mut deliveries = [delivery(page("one")), delivery(image), delivery(page("two"))];
     deliveries[1].at.offset = 18;
     deliveries[2].at.offset = 19;
-    let outcomes = stage(&config()).process(Batch::with_state(&deliveries, &MemoryState::default())).await.unwrap();
+    let outcomes = extract_all(&config(), &deliveries).await.unwrap();
     assert_eq!(accepted(&outcomes[0]).0.text, "one");
     let (class, reason) = rejected(&outcomes[1]);
     assert_eq!(class, "binary");
