@@ -144,9 +144,9 @@ fn from_up_to_down() {
     let weir = Weir::configured(&format!("[telemetry]\notlp_endpoint = \"{}\"\n", collector.url));
     let (up, started) = weir.json(&["up", "--free-ports"]);
     assert!(started, "{up}\n{}", weir.logs());
-    assert_eq!(up["services"]["instances"].as_array().unwrap().len(), 6);
+    assert_eq!(up["services"]["instances"].as_array().unwrap().len(), 7);
     let all = weir.processes();
-    assert!(all.len() >= 11, "two supervisors, three servers, six services: {all:?}");
+    assert!(all.len() >= 12, "two supervisors, three servers, seven services: {all:?}");
 
     documents_become_answers(&weir);
     documents_come_from_standard_input(&weir);

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use color_eyre::config::HookBuilder;
 use color_eyre::eyre::Report;
 use tracing_subscriber::EnvFilter;
-use weir_runner::{LagError, ReadError};
+use weir_runner::{DeadLetterError, JobsError, LagError, ReadError};
 use weir_stack::ClusterError;
 
 use crate::context::Context;
@@ -53,9 +53,7 @@ fn end_quietly_when_nobody_reads() {
 
 /// What to do, when it was the servers.
 pub fn explain(error: Report, context: &Context) -> Report {
-    let servers =
-        error.chain().any(|cause| cause.is::<ReadError>() || cause.is::<LagError>() || cause.is::<ClusterError>());
-    if !servers || weir_stack::running(&context.data).is_some() {
+    if !error.chain().any(is_of_servers) || weir_stack::running(&context.data).is_some() {
         return error;
     }
     if context.external.kafka {
@@ -65,6 +63,17 @@ pub fn explain(error: Report, context: &Context) -> Report {
         "nothing runs in {}: `weir up` starts everything there; --kafka, --registry and --qdrant name servers elsewhere",
         context.data.display()
     ))
+}
+
+/// Whether a server did not do what it was asked.
+fn is_of_servers(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let dead_letters = cause.downcast_ref::<DeadLetterError>();
+    let jobs = cause.downcast_ref::<JobsError>();
+    cause.is::<ReadError>()
+        || cause.is::<LagError>()
+        || cause.is::<ClusterError>()
+        || matches!(dead_letters, Some(DeadLetterError::Read { .. } | DeadLetterError::Kafka { .. }))
+        || matches!(jobs, Some(JobsError::Read { .. } | JobsError::Kafka { .. }))
 }
 
 /// Prints the error, if there is one, and picks the exit code. With `--json` an error is an object on stderr.

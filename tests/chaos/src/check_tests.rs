@@ -1,3 +1,4 @@
+//! The checks find what is wrong, in histories made for it.
 #![allow(clippy::unwrap_used)]
 
 use apache_avro::types::Value;
