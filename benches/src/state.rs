@@ -24,8 +24,9 @@ pub fn run(keys: usize) -> Result<Value> {
     stop(&mut relay)?;
     let small = owned(&broker, "few", keys / 10)?;
     let large = owned(&broker, "many", keys)?;
-    let stateful = large["records_per_second"].as_f64().unwrap_or_default();
-    let memory = |of: &Value| of["peak_memory_mb"].as_f64().unwrap_or_default();
+    let figure = |of: &Value, name: &str| of.get(name).and_then(Value::as_f64).unwrap_or_default();
+    let stateful = figure(&large, "records_per_second");
+    let memory = |of: &Value| figure(of, "peak_memory_mb");
     if let Some(figures) = figures.as_object_mut() {
         figures.insert("stateless_records_per_second".into(), json!(stateless));
         figures.insert("ratio_stateful_to_stateless".into(), json!(stateful / stateless));

@@ -173,10 +173,10 @@ impl Extract {
             }
         };
         let hash = content_hash(content, request);
-        if let Some(Standing::Stored { hash: stored, revision: since }) = known.map(|known| &known.standing) {
-            if *stored == hash {
-                return Ok(Ok(Wanted::Same { hash, since: *since }));
-            }
+        if let Some(Standing::Stored { hash: stored, revision: since }) = known.map(|known| &known.standing)
+            && *stored == hash
+        {
+            return Ok(Ok(Wanted::Same { hash, since: *since }));
         }
         let hint = Hint { content_type: request.content_type.clone(), name: request.document.as_str().to_owned() };
         let extracted = match self.text(content, &hint).await? {
