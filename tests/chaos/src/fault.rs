@@ -260,7 +260,7 @@ impl Iterator for Faults {
         self.turn += 1;
         let (target, blow) = self.deal(class);
         let (down, pause) = (self.between(self.bounds.down), self.between(self.bounds.pause));
-        Some(Fault { target, blow, down, pause, overlaps: self.random.random_bool(0.2) })
+        Some(Fault { target, blow, down, pause, overlaps: self.random.random_bool(0.12) })
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Done {
     pub kind: &'static str,
     /// In words.
     pub what: String,
+    /// Seconds until what was hurt was back.
+    pub lasted: f64,
     /// Whether it counts among the recoveries: it was not mixed up with another fault.
     pub alone: bool,
     /// Whether it came about; a failpoint may not be reached when there is nothing to do.
@@ -77,7 +79,7 @@ impl Injector<'_> {
                 break;
             }
             tell(&fault.to_string());
-            let at = begun.elapsed().as_secs_f64();
+            let (at, hit) = (begun.elapsed().as_secs_f64(), Instant::now());
             let took_place = self.carry_out(number, &fault).await?;
             done.push(Done {
                 number,
@@ -85,6 +87,7 @@ impl Injector<'_> {
                 target: fault.target.to_string(),
                 kind: fault.blow.kind(),
                 what: fault.to_string(),
+                lasted: hit.elapsed().as_secs_f64(),
                 alone: !mixed && !fault.overlaps,
                 took_place,
             });

@@ -25,10 +25,10 @@ pub struct Options {
     /// Minutes during which things break. Starting, draining and checking take a few more.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     pub minutes: u64,
-    /// The run of `make test`: a minute and a half of short faults.
+    /// The run of `make test`: two minutes of short faults.
     #[arg(long, conflicts_with = "minutes")]
     pub short: bool,
-    /// Requests; as many as are drawn by default: 20,000 or 60 a second, 4,000 in a short run.
+    /// Requests; as many as are drawn by default: 20,000 or 60 a second, 5,000 in a short run.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub requests: Option<u64>,
     /// Write the results there as JSON, too.
@@ -59,8 +59,8 @@ pub struct Settings {
 }
 
 /// Seconds of a short run during which things break.
-const SHORT: u64 = 90;
-const SHORT_REQUESTS: u64 = 4_000;
+const SHORT: u64 = 110;
+const SHORT_REQUESTS: u64 = 5_000;
 const LEAST_REQUESTS: u64 = 20_000;
 /// Requests a second of a long run.
 const RATE: u64 = 60;

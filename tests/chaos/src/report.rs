@@ -177,6 +177,7 @@ mod tests {
             target: "chunk".into(),
             kind: "SIGKILL",
             what: String::new(),
+            lasted: 0.0,
             alone,
             took_place,
         };
