@@ -32,6 +32,8 @@ const HEALED_AFTER: f64 = 0.55;
 const GRACE: Duration = Duration::from_secs(15);
 /// How long services may take to join their groups.
 const JOINING: Duration = Duration::from_secs(90);
+/// How long the sweeper has to remove what heads left behind.
+const SWEEPING: Duration = Duration::from_secs(60);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Ends the threads of a run when it ends, however it does.
@@ -146,8 +148,8 @@ async fn storm(
     };
     let begun = Instant::now();
     let until = begun + settings.window;
-    let injector = Injector { world, run, watch, stop };
-    let hurting = injector.hurt(Faults::new(settings.seed, settings.bounds), begun, until, |what| ticker.doing(what));
+    let injector = Injector { world, run, watch, until, stop };
+    let hurting = injector.hurt(Faults::new(settings.seed, settings.bounds), begun, |what| ticker.doing(what));
     let healing = async {
         stop.sleep(settings.window.mul_f64(HEALED_AFTER)).await?;
         run.store.heal();
@@ -193,7 +195,9 @@ pub async fn look(world: &World, run: &Run, workload: &Arc<Vec<Request>>) -> col
         Ok((judge(&sent, &evidence), evidence))
     });
     let (mut verdict, mut evidence) = judged.await??;
-    evidence.points = Points::settle(&world.stack.qdrant_url(), &run.collection, &verdict.model.shown).await?;
+    // Where something is wrong already, points may never be as they must.
+    let limit = if verdict.violations.is_empty() { SWEEPING } else { SWEEPING / 10 };
+    evidence.points = Points::settle(&world.stack.qdrant_url(), &run.collection, &verdict.model.shown, limit).await?;
     judge_points(&evidence, &mut verdict);
     verdict.violations.sort();
     Ok((verdict, evidence))

@@ -182,7 +182,7 @@ async fn play(
 fn workload(late: bool) -> Vec<Request> {
     let request = |round: usize, document: usize| {
         let text = format!("Gate {round} of weir {document} opens at noon.");
-        let wish = if late && round == 0 && document % 10 == 0 {
+        let wish = if late && round == 0 && document.is_multiple_of(10) {
             Wish::Claim { name: format!("late-{document}.txt"), text, there: There::FailingUntilHealed }
         } else {
             Wish::Text(text)

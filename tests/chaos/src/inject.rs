@@ -20,6 +20,8 @@ const GRACE: Duration = Duration::from_secs(20);
 const SERVER_GRACE: Duration = Duration::from_secs(30);
 /// How long a failpoint may take to be reached.
 const REACH: Duration = Duration::from_secs(25);
+/// How long the last requests may keep the stages busy.
+const LAST_WORK: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 /// What the runner says of a commit that a failpoint put in doubt.
 const LOST: &str = "a test lost";
@@ -55,12 +57,14 @@ pub struct Injector<'a> {
     pub run: &'a Run,
     /// Tells when it goes on.
     pub watch: &'a Watch,
+    /// When requests end: after that, nothing tells whether a stage goes on.
+    pub until: Instant,
     /// Ends it early.
     pub stop: &'a Stop,
 }
 
 impl Injector<'_> {
-    /// Carries out faults until `until`; `begun` is when the first request was sent. Calls `tell` before each.
+    /// Carries out faults until requests end; `begun` is when the first request was sent. Calls `tell` before each.
     ///
     /// # Errors
     /// When something can't be brought back, or somebody asks to end.
@@ -68,14 +72,13 @@ impl Injector<'_> {
         &self,
         faults: impl Iterator<Item = Fault>,
         begun: Instant,
-        until: Instant,
         mut tell: impl FnMut(&str),
     ) -> color_eyre::Result<Vec<Done>> {
         let mut done = Vec::new();
         let mut mixed = false;
         for (number, fault) in faults.enumerate() {
             self.stop.sleep(fault.pause).await?;
-            if Instant::now() >= until {
+            if Instant::now() >= self.until {
                 break;
             }
             tell(&fault.to_string());
@@ -113,10 +116,15 @@ impl Injector<'_> {
         // The tiers may have nothing to do.
         let stages: Vec<_> = Self::stages(target).into_iter().filter(|stage| !stage.starts_with("retry.")).collect();
         let begun = Instant::now();
-        while self.watch.is_awaited(number, &stages) && begun.elapsed() < PATIENCE {
+        while self.watch.is_awaited(number, &stages) && begun.elapsed() < PATIENCE && self.has_work() {
             self.stop.sleep(POLL).await?;
         }
         Ok(())
+    }
+
+    /// Whether requests come, or came a moment ago.
+    fn has_work(&self) -> bool {
+        Instant::now() < self.until + LAST_WORK
     }
 
     async fn carry_out(&self, number: usize, fault: &Fault) -> color_eyre::Result<bool> {
@@ -182,7 +190,7 @@ impl Injector<'_> {
             _ => fleet.starts(service, FIRST) > starts,
         };
         let begun = Instant::now();
-        while !reached() && begun.elapsed() < REACH {
+        while !reached() && begun.elapsed() < REACH && self.has_work() {
             self.stop.sleep(POLL).await?;
         }
         let took_place = reached();

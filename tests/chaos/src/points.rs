@@ -13,8 +13,6 @@ use crate::model::Shown;
 
 const PAGE: u32 = 1_000;
 const ANSWER: Duration = Duration::from_secs(20);
-/// How long the sweeper has to remove what heads left behind.
-const SWEEPING: Duration = Duration::from_secs(60);
 
 /// What says which revision of a document can be seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,15 +72,20 @@ impl Points {
         }
     }
 
-    /// Reads until the points are as `wanted`, or the sweeper had time enough: what heads leave behind goes later.
+    /// Reads until the points are as `wanted`, or `limit` has passed: what heads leave behind goes later.
     ///
     /// # Errors
     /// When Qdrant does not answer.
-    pub async fn settle(url: &str, collection: &str, wanted: &HashMap<String, Shown>) -> color_eyre::Result<Self> {
+    pub async fn settle(
+        url: &str,
+        collection: &str,
+        wanted: &HashMap<String, Shown>,
+        limit: Duration,
+    ) -> color_eyre::Result<Self> {
         let begun = Instant::now();
         loop {
             let points = Self::read(url, collection).await?;
-            if points.differences(wanted).is_empty() || begun.elapsed() > SWEEPING {
+            if points.differences(wanted).is_empty() || begun.elapsed() > limit {
                 return Ok(points);
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
