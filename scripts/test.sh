@@ -86,9 +86,39 @@ step "examples in the documentation" cargo test "${tested[@]}" --doc || true
 for name in $(integration_tests others); do
     step "$name" cargo test "${tested[@]}" --test "$name" -- "${long[@]}" || true
 done
-# On real Kafka. One test at a time: each has a stack of its own, and they measure time.
-for name in $(integration_tests own); do
-    step "end to end: $name" cargo test "${tested[@]}" --test "$name" -- --test-threads=1 "${long[@]}" || true
+# On real Kafka. One test at a time within a suite, two suites at a time: they mostly wait for what they have broken to come
+# back. Each has a stack of its own.
+outputs=$(mktemp --directory)
+trap 'rm -rf "$outputs"' EXIT
+printf '\n== end to end, two suites at a time\n'
+end_to_end() {
+    local name=$1 start=$SECONDS outcome=ok
+    cargo test "${tested[@]}" --test "$name" -- --test-threads=1 "${long[@]}" >"$outputs/$name" 2>&1 || outcome=FAILED
+    printf '%6ds  %-7s end to end: %s\n' $((SECONDS - start)) "$outcome" "$name" >"$outputs/$name.report"
+    # At once, so that two do not mix.
+    flock "$outputs" cat "$outputs/$name.report" "$outputs/$name"
+}
+# Each in a process group of its own, so that an interruption reaches all of it.
+set -m
+trap 'for group in $(jobs -p); do kill -INT -- "-$group" 2>/dev/null || true; done; wait; exit 130' INT TERM
+running=0
+# What measures how work is shared out runs alone.
+for name in $(integration_tests own | sort --reverse | grep --invert-match --line-regexp retry); do
+    if ((running == 2)); then
+        wait -n
+        running=$((running - 1))
+    fi
+    end_to_end "$name" &
+    running=$((running + 1))
+done
+wait
+trap - INT TERM
+set +m
+end_to_end retry
+for report_of in "$outputs"/*.report; do
+    line=$(<"$report_of")
+    report+=("$line")
+    [[ $line != *FAILED* ]] || failed+=("${line##*  }")
 done
 # The whole pipeline while everything around it breaks; in a long run also that the harness notices when a mechanism is
 # switched off.
