@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, Error, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{BackoffConfig, ClientConfigKey, Error, ObjectStore, ObjectStoreExt, RetryConfig};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::IngestConfig;
@@ -147,15 +147,17 @@ impl Claims {
     }
 
     fn open_bucket(&self, bucket: &str) -> Result<Arc<dyn ObjectStore>, Error> {
-        let client =
-            ClientOptions::new().with_timeout(Duration::from_secs(60)).with_connect_timeout(Duration::from_secs(5));
         // The runner tries again, with longer pauses; here only what is over in a moment is bridged.
         let retry = RetryConfig {
             backoff: BackoffConfig { init_backoff: Duration::from_millis(100), ..BackoffConfig::default() },
             max_retries: 2,
             retry_timeout: Duration::from_secs(10),
         };
-        let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(retry);
+        // Set one by one: options as a whole would replace those of the environment.
+        let mut builder = AmazonS3Builder::from_env()
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), "60s")
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout), "5s")
+            .with_retry(retry);
         for (name, value) in &self.s3 {
             builder = builder.with_config(name.to_lowercase().parse()?, value);
         }

@@ -25,6 +25,8 @@ use crate::state::{Changelog, SharedStores, Stores, changelog_topic};
 use crate::transaction::TransactionalProducer;
 use crate::{KafkaConfig, Registry, RunnerConfig, StageStatus};
 
+/// How often it is looked whether the loop turns.
+const LOOK: Duration = Duration::from_secs(1);
 /// A loop that stands still for less than this is only slow.
 const LEAST_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -304,15 +306,21 @@ impl Runner {
 }
 
 /// Ends when the loop has stood still for `limit`, which no call to Kafka should take: each has a timeout. Then the service
-/// exits, and whoever starts it again gets a client that works.
+/// exits, and whoever starts it again gets a client that works. Time in which this process as a whole stood still
+/// (frozen, or its machine suspended) does not count.
 async fn standstill(status: Arc<StageStatus>, limit: Duration) -> Duration {
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let still = status.stands_still_for();
-        if still > limit {
-            return still;
-        }
+    let mut counted = Duration::ZERO;
+    while counted <= limit {
+        let begun = Instant::now();
+        tokio::time::sleep(LOOK).await;
+        counted = still_for(counted, status.stands_still_for(), begun.elapsed());
     }
+    counted
+}
+
+/// How long the loop stood still by now: `before` until this look, which took `look`, and last turned `turned` ago.
+fn still_for(before: Duration, turned: Duration, look: Duration) -> Duration {
+    if turned < look { Duration::ZERO } else { before + look.min(2 * LOOK) }
 }
 
 fn host_name() -> String {
@@ -322,4 +330,18 @@ fn host_name() -> String {
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_loop_stands_still_while_it_does_not_turn_and_a_frozen_process_does_not_count() {
+        assert_eq!(still_for(9 * SECOND, 10 * SECOND, SECOND), 10 * SECOND);
+        assert_eq!(still_for(9 * SECOND, SECOND / 2, SECOND), Duration::ZERO, "it turned");
+        assert_eq!(still_for(SECOND, 31 * SECOND, 30 * SECOND), 3 * SECOND, "nothing ran for 28 seconds");
+    }
 }

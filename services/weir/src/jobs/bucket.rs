@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path;
-use object_store::{ClientOptions, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
+use object_store::{ClientConfigKey, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 use weir_runner::JobFailure;
 
-const CONNECT: Duration = Duration::from_secs(5);
-const REQUEST: Duration = Duration::from_secs(60);
+const CONNECT: &str = "5s";
+const REQUEST: &str = "60s";
 
 /// A bucket, and where in it documents lie.
 #[derive(Clone)]
@@ -29,8 +29,11 @@ impl Bucket {
     /// When the URL or an option is not valid.
     pub fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Self, String> {
         let (name, prefix) = parse(url)?;
-        let client = ClientOptions::new().with_timeout(REQUEST).with_connect_timeout(CONNECT);
-        let mut builder = AmazonS3Builder::from_env().with_client_options(client).with_retry(RetryConfig::default());
+        // Set one by one: options as a whole would replace those of the environment.
+        let mut builder = AmazonS3Builder::from_env()
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), REQUEST)
+            .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout), CONNECT)
+            .with_retry(RetryConfig::default());
         for (option, value) in options {
             let key = option.to_lowercase().parse().map_err(|error: Error| format!("ingest.s3.{option}: {error}"))?;
             builder = builder.with_config(key, value);
