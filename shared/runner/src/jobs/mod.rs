@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Job, JobState, Topic};
 
+use crate::backoff::Backoff;
 use crate::desk::Transacted;
 use crate::{KafkaConfig, Registry, Start, TopicReader};
 use desk::{Clients, JobDesk};
@@ -31,6 +32,10 @@ pub use worker::{JobWorker, WorkerEvent};
 
 /// How often a transaction that is not known to be committed is tried again.
 const TRIES: usize = 5;
+/// The same for a submission, which others may make at the same moment; and how long it waits for them in between.
+const SUBMISSIONS: usize = 20;
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LAST_WAIT: Duration = Duration::from_secs(8);
 
 /// Something can't be done with a job.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +122,8 @@ impl Jobs {
             return same(new, first);
         }
         let mut desk = JobDesk::of_submission(&self.clients, &id).await?;
-        for _ in 0..TRIES {
+        let mut backoff = Backoff::new(FIRST_WAIT, LAST_WAIT);
+        for _ in 0..SUBMISSIONS {
             if let Some(first) = self.clients.read(&id).await? {
                 return same(new, first);
             }
@@ -125,8 +131,14 @@ impl Jobs {
             match write(&mut desk, &job).await {
                 Ok(true) => return Ok(Submitted { job, new: true }),
                 Ok(false) => {}
-                // Somebody submits the same at this moment, and was later; what comes of it is in the table soon.
+                // Somebody submits the same at this moment, and was later. Taking over from them at once, they would do
+                // the same in turn: what comes of it is in the table soon.
                 Err(JobsError::Kafka { reason, .. }) if crate::desk::fenced(&reason) => {
+                    let wait = backoff.next(&mut rand::rng(), None);
+                    tokio::time::sleep(wait).await;
+                    if let Some(first) = self.get(&id).await? {
+                        return same(new, first);
+                    }
                     desk = JobDesk::of_submission(&self.clients, &id).await?;
                 }
                 Err(error) => return Err(error),
