@@ -505,7 +505,7 @@ fn a_killed_service_comes_back(weir: &Weir) {
 fn a_killed_supervisor_leaves_no_services(weir: &Weir) {
     let services: Vec<_> = weir.processes().into_iter().filter(|(name, _)| name.ends_with("-1")).collect();
     let services: Vec<_> = services.into_iter().filter(|(name, _)| !name.starts_with("kafka")).collect();
-    assert_eq!(services.len(), 6, "{services:?}");
+    assert_eq!(services.len(), 7, "{services:?}");
     weir.process("services/state.json").signal(Signal::KILL);
     eventually("the services are gone", || services.iter().all(|(_, process)| !process.alive()));
     let (up, ready) = weir.json(&["up", "--free-ports"]);

@@ -304,6 +304,8 @@ async fn the_open_transaction_of_another_makes_no_living_owner_look_dead() {
     let producer: BaseProducer = rdkafka::ClientConfig::new()
         .set("bootstrap.servers", &bench.topics.brokers)
         .set("transactional.id", "hung")
+        // Longer than the test's patience: it is to hang until it is aborted here.
+        .set("transaction.timeout.ms", "180000")
         .create()
         .unwrap();
     producer.init_transactions(PATIENCE).unwrap();
