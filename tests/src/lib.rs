@@ -1,3 +1,4 @@
 //! End-to-end tests on real Kafka.
 
 pub mod files_job;
+pub mod program;

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weir_runner::{JobKind, JobWorker, Jobs, KafkaConfig, Registry, RegistryConfig};
 use weir_tests::files_job::Files;
+use weir_tests::program;
 
 #[derive(Parser)]
 struct Arguments {
@@ -28,29 +28,13 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Without TLS nothing needs a provider; the HTTP client wants to know one all the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    tracing_subscriber::fmt().with_ansi(false).init();
-    match run(arguments).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            tracing::error!(reason);
-            ExitCode::FAILURE
-        }
-    }
+    program::main(|shutdown| run(arguments, shutdown)).await
 }
 
-async fn run(arguments: Arguments) -> Result<(), String> {
+async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<(), String> {
     let kafka = KafkaConfig { brokers: arguments.brokers, prefix: arguments.prefix, ..KafkaConfig::default() };
     let registry = RegistryConfig { url: arguments.registry, ..RegistryConfig::default() };
     let registry = Registry::new(&registry, &kafka.prefix).map_err(|error| error.to_string())?;
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    tokio::spawn(async move {
-        terminate.recv().await;
-        stop.cancel();
-    });
     let kind: Arc<dyn JobKind> = Arc::new(Files { log: arguments.log });
     let worker = JobWorker::new(Jobs::new(&kafka, registry), vec![kind], arguments.name, 2);
     worker.run(shutdown).await.map_err(|error| error.to_string())

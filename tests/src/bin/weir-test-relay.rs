@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
 use weir_runner::{KafkaConfig, Registry, RegistryConfig, Runner, RunnerConfig};
 use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError};
+use weir_tests::program;
 
 #[derive(Parser)]
 struct Arguments {
@@ -134,19 +134,10 @@ fn mixed(seed: u64) -> u64 {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // Without TLS nothing needs a provider; the HTTP client wants to know one all the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    tracing_subscriber::fmt().with_ansi(false).init();
-    match run(arguments).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => {
-            tracing::error!(reason);
-            ExitCode::FAILURE
-        }
-    }
+    program::main(|shutdown| run(arguments, shutdown)).await
 }
 
-async fn run(arguments: Arguments) -> Result<(), String> {
+async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<(), String> {
     let kafka =
         KafkaConfig { brokers: arguments.brokers, prefix: arguments.prefix, lanes: 4, ..KafkaConfig::default() };
     let config = RunnerConfig {
@@ -166,13 +157,6 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     let registry = Registry::new(&registry, &kafka.prefix).map_err(|error| error.to_string())?;
     let runner = Runner::new("relay", kafka, registry, config);
     let runner = if arguments.at_least_once { runner.at_least_once() } else { runner };
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-    tokio::spawn(async move {
-        terminate.recv().await;
-        stop.cancel();
-    });
     let input = Topic::custom("relay-in");
     let work = Duration::from_millis(arguments.work_ms);
     let conditions = Conditions { work, reject_while: arguments.reject_while };
