@@ -1,10 +1,10 @@
 //! The stage: an answer becomes an evaluation.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use metrics::histogram;
-use weir_contracts::{Answer, AnswerStatus, Evaluation, Topic};
+use weir_contracts::{Answer, AnswerStatus, Evaluation, Topic, unix_millis};
 use weir_stage::{Batch, Outcome, Output, Stage, StageError};
 
 use crate::{citation_validity, groundedness, metric};
@@ -49,7 +49,7 @@ impl Score {
             groundedness: grounded,
             evaluator: EVALUATOR.to_owned(),
             prompt_version: answer.prompt_version.clone(),
-            at: millis((self.clock)()),
+            at: unix_millis((self.clock)()),
         };
         Outcome::emit(Output::new(Topic::EVALUATIONS, answer.request_id.as_str(), evaluation))
     }
@@ -75,15 +75,11 @@ fn status_name(status: AnswerStatus) -> &'static str {
     }
 }
 
-fn millis(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 pub(crate) mod tests {
     use std::collections::BTreeMap;
+    use std::time::UNIX_EPOCH;
 
     use weir_contracts::{Citation, DocumentId, Provenance, RequestId, Revision, TenantId};
 

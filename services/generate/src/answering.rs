@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header};
+use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header, unix_millis};
 use weir_llm::{Chain, ChatRequest, Finish, Reply, Run};
 use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError};
 
 use crate::cite::{citation, cited};
-use crate::clock::{Clock, millis};
+use crate::clock::Clock;
 use crate::config::GenerateConfig;
 use crate::draft::{Draft, Timings};
 use crate::extract::{candidates, choose};
@@ -91,7 +91,7 @@ impl<R: Retrieve> Answering<R> {
         let question = delivery.record();
         let version = question.prompt_version.as_deref().unwrap_or(&self.parts.config.prompt_version);
         let deadline = question.deadline.map(Deadline::at_millis).or_else(|| delivery.deadline());
-        let waited = millis(self.now()).saturating_sub(question.created_at);
+        let waited = unix_millis(self.now()).saturating_sub(question.created_at);
         let queued = Duration::from_millis(u64::try_from(waited).unwrap_or(0));
         Ask { delivery, question, version, deadline, began: Instant::now(), queued }
     }

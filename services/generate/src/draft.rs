@@ -5,11 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
-use weir_contracts::{Answer, AnswerStatus, Citation, Provenance, Question, Topic, Usage};
+use weir_contracts::{Answer, AnswerStatus, Citation, Provenance, Question, Topic, Usage, unix_millis};
 use weir_llm::{Call, TokenUsage, Usd};
 use weir_stage::Output;
 
-use crate::clock::millis;
 use crate::metric;
 
 /// Bytes of a question that its answer repeats, at most: a question that fills a record must not keep its own answer
@@ -71,7 +70,7 @@ impl Draft {
 
     /// The answer and a usage record for each call. `prompt_version` is the one the question was to be answered with.
     pub(crate) fn into_outputs(self, question: &Question, prompt_version: &str, now: SystemTime) -> Vec<Output> {
-        let at = millis(now);
+        let at = unix_millis(now);
         count(&self, question, at);
         let (usage, cost) = self.spent();
         let usages: Vec<Output> = self

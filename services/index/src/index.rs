@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use weir_contracts::{
     Action, DocumentRequest, DocumentState, DocumentStatus, EmbeddingBatch, Topic, again_of, document_key, header,
+    unix_millis,
 };
 use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError, failure_class};
 use weir_vectors::{FailedRevision, Head, Placed, Stale, VectorError, VectorStore};
@@ -56,7 +57,7 @@ impl Index {
     /// The stage with this store.
     #[must_use]
     pub fn new(store: VectorStore, janitor: Janitor) -> Self {
-        Self { store, janitor, clock: Arc::new(now) }
+        Self { store, janitor, clock: Arc::new(|| unix_millis(SystemTime::now())) }
     }
 
     /// The same with another clock, for tests: milliseconds since the Unix epoch.
@@ -384,9 +385,4 @@ fn observe(set: &Set<'_>, at: i64) {
 
 fn stage_error(error: VectorError) -> StageError {
     if error.is_unavailable() { StageError::unavailable("qdrant", error) } else { StageError::Fatal(error.to_string()) }
-}
-
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

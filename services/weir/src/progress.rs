@@ -173,8 +173,7 @@ pub fn human(duration: Duration) -> String {
 /// Milliseconds since the Unix epoch, now.
 #[must_use]
 pub fn now_millis() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    weir_contracts::unix_millis(std::time::SystemTime::now())
 }
 
 /// How long ago `millis` since the Unix epoch was.

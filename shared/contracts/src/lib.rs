@@ -10,6 +10,7 @@ mod metric;
 mod record;
 mod records;
 mod revision;
+mod time;
 mod topics;
 mod wire;
 
@@ -26,6 +27,7 @@ pub use records::{
     OutcomeKind, Provenance, Question, RequestOutcome, StopReason, Tenant, Tier, Usage,
 };
 pub use revision::{InvalidRevision, Revision};
+pub use time::unix_millis;
 pub use topics::{
     Cleanup, DEFAULT_LANES, DEFAULT_PREFIX, Partitions, RETRY_TIERS, RETURNING, Topic, TopicNames, again_of,
     again_topic, dead_letter_topic,

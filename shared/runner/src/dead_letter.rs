@@ -1,11 +1,11 @@
 //! What a rejected record becomes: its original bytes, with its history in headers.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use weir_contracts::{dead_letter_id, header};
 use weir_stage::{Coordinates, Failure, Headers};
 
+use crate::clock::now_millis;
 use crate::process::{EncodedRecord, RawRecord};
 
 /// Longest message kept in a header, bytes.
@@ -26,9 +26,8 @@ pub(crate) fn dead_letter(
         _ => dead_letter_id(stage, &first_topic, first_lane, first_offset),
     };
     let deliveries = headers.text(header::DLQ_DELIVERY_COUNT).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     headers.set(header::DEAD_LETTER, id.as_bytes());
-    headers.set(header::DEAD_LETTER_AT, now.to_string());
+    headers.set(header::DEAD_LETTER_AT, now_millis().to_string());
     headers.set(header::DLQ_GROUP, group);
     headers.set(header::DLQ_DELIVERY_COUNT, deliveries.saturating_add(1).to_string());
     headers.set(header::DLQ_MESSAGE, cut(&failure.message));

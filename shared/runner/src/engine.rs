@@ -7,7 +7,7 @@ mod stops;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use weir_contracts::Lane;
 
 use crate::assignment::{GroupContext, Rebalance};
 use crate::backoff::Backoff;
+use crate::clock::now_millis;
 use crate::commit::{Committer, Positions, Verified};
 use crate::failpoint::{Failpoint, reach};
 use crate::lane::OwnedLane;
@@ -437,9 +438,4 @@ fn runs(prepared: &[Prepared]) -> impl Iterator<Item = &[Prepared]> {
     prepared.chunk_by(|a, b| {
         a.raw.at.lane == b.raw.at.lane && a.raw.epoch == b.raw.epoch && a.raw.at.topic == b.raw.at.topic
     })
-}
-
-fn now_millis() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,7 @@
 //! The one place that computes a group's lag from outside: high watermark minus committed position, and the age of
 //! the oldest unread record. librdkafka's own consumer lag does not see transactional commits.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -10,6 +10,7 @@ use weir_contracts::{Lane, Topic};
 
 use crate::KafkaConfig;
 use crate::client::consumer_config;
+use crate::clock::{now_millis, seconds_between};
 use crate::reader::partitions;
 
 /// Lag could not be computed.
@@ -93,7 +94,7 @@ fn oldest_unread(
         return Ok(());
     }
     consumer.assign(&behind)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = now_millis();
     let deadline = Instant::now() + timeout.min(Duration::from_secs(5));
     let mut seen = std::collections::HashSet::new();
     while open > 0 && Instant::now() < deadline {
@@ -107,8 +108,7 @@ fn oldest_unread(
         }
         open -= 1;
         if let Some(lane) = lanes.iter_mut().find(|lane| lane.lane.0 == partition) {
-            let written = timestamp.and_then(|millis| u64::try_from(millis).ok()).map(Duration::from_millis);
-            lane.seconds = written.map_or(0.0, |written| now.saturating_sub(written).as_secs_f64());
+            lane.seconds = timestamp.map_or(0.0, |written| seconds_between(written, now));
         }
     }
     Ok(())

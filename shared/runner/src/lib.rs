@@ -3,6 +3,7 @@
 mod assignment;
 mod backoff;
 mod client;
+mod clock;
 mod commit;
 mod config;
 mod dead_letter;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::Rng;
-use weir_contracts::{Lane, RETRY_TIERS, TopicNames, header};
+use weir_contracts::{Lane, RETRY_TIERS, TopicNames, header, unix_millis};
 use weir_stage::Failure;
 
 use crate::RunnerConfig;
@@ -55,7 +55,7 @@ impl RetryPolicy {
         let attempts = attempts(raw);
         let tier = self.first_tier.saturating_add(attempts as usize).min(self.tiers.len().saturating_sub(1));
         let (topic, delay) = self.tiers.get(tier).cloned().unwrap_or_else(|| ("".into(), 0));
-        let now = millis(now);
+        let now = unix_millis(now);
         let mut headers = raw.headers.clone();
         set_origin(&mut headers, &raw.at);
         if headers.get(header::FIRST_FAILURE_AT).is_none() {
@@ -65,7 +65,7 @@ impl RetryPolicy {
         headers.set(header::ATTEMPT, attempts.saturating_add(1).to_string());
         headers.set(header::ERROR_CLASS, failure.class);
         headers.set(header::DLQ_MESSAGE, cut(&failure.message));
-        headers.set(header::NOT_BEFORE, now.saturating_add(delay).to_string());
+        headers.set(header::NOT_BEFORE, now.saturating_add_unsigned(delay).to_string());
         EncodedRecord { topic, lane: raw.at.lane, key: raw.key.clone(), value: raw.value.clone(), headers }
     }
 
@@ -85,7 +85,7 @@ impl RetryPolicy {
         for record in waiting {
             groups.entry((Arc::clone(&record.topic), record.lane)).or_default().push(record);
         }
-        let now = Duration::from_millis(millis(now));
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         for ((topic, _), records) in groups {
             let delay = self.tiers.iter().find(|(tier, _)| *tier == topic).map_or(0, |(_, delay)| *delay);
             let mut factors: Vec<f64> = records.iter().map(|_| 0.5 + random.random::<f64>()).collect();
@@ -96,11 +96,6 @@ impl RetryPolicy {
             }
         }
     }
-}
-
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

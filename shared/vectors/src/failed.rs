@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use qdrant_client::qdrant::vectors::VectorsOptions;
-use qdrant_client::qdrant::{Condition, Filter, NamedVectors, PointId, PointStruct, Value, Vectors};
+use qdrant_client::qdrant::{Condition, Filter, PointId, PointStruct, Value};
 use uuid::Uuid;
 use weir_contracts::{DocumentId, Revision, TenantId, length_prefixed_hash};
 
@@ -37,32 +36,20 @@ fn note_id(tenant: &TenantId, document: &DocumentId) -> PointId {
 
 impl FailedRevision {
     fn to_point(&self) -> PointStruct {
-        let payload = Writer::default()
+        Writer::default()
             .text(field::KIND, kind::FAILED)
             .text(field::TENANT, self.tenant.as_str())
             .text(field::DOCUMENT, self.document.as_str())
             .int(field::REVISION, self.revision.ordinal())
             .int(field::POSITION, self.position)
             .int(field::AT, self.at)
-            .done();
-        PointStruct {
-            id: Some(note_id(&self.tenant, &self.document)),
-            payload,
-            vectors: Some(Vectors { vectors_options: Some(VectorsOptions::Vectors(NamedVectors::default())) }),
-        }
+            .point(note_id(&self.tenant, &self.document))
     }
 
     fn from_payload(id: Option<&PointId>, payload: HashMap<String, Value>) -> Result<Self, VectorError> {
         let mut fields = Reader::new(id, payload);
-        let tenant = TenantId::parse(fields.text(field::TENANT)?).map_err(|e| fields.foreign(e.to_string()))?;
-        let document = DocumentId::parse(fields.text(field::DOCUMENT)?).map_err(|e| fields.foreign(e.to_string()))?;
-        Ok(Self {
-            tenant,
-            document,
-            revision: Revision::from_ordinal(fields.int(field::REVISION)?),
-            position: fields.int(field::POSITION)?,
-            at: fields.int(field::AT)?,
-        })
+        let (tenant, document, revision) = fields.revision()?;
+        Ok(Self { tenant, document, revision, position: fields.int(field::POSITION)?, at: fields.int(field::AT)? })
     }
 
     /// A note that is already there gives way to one of a later revision only.

@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use qdrant_client::qdrant::vectors::VectorsOptions;
-use qdrant_client::qdrant::{Condition, Filter, NamedVectors, PointId, PointStruct, Value, Vectors};
+use qdrant_client::qdrant::{Condition, Filter, PointId, PointStruct, Value};
 use uuid::Uuid;
 use weir_contracts::{DocumentId, Revision, TenantId, length_prefixed_hash};
 
@@ -68,7 +67,7 @@ impl Head {
     }
 
     pub(crate) fn to_point(&self) -> PointStruct {
-        let payload = Writer::default()
+        Writer::default()
             .text(field::KIND, kind::HEAD)
             .text(field::TENANT, self.tenant.as_str())
             .text(field::DOCUMENT, self.document.as_str())
@@ -79,22 +78,16 @@ impl Head {
             .int(field::CHUNKS, self.chunks)
             .int(field::REQUESTED_AT, self.requested_at)
             .int(field::AT, self.at)
-            .done();
-        PointStruct {
-            id: Some(head_id(&self.tenant, &self.document)),
-            payload,
-            vectors: Some(Vectors { vectors_options: Some(VectorsOptions::Vectors(NamedVectors::default())) }),
-        }
+            .point(head_id(&self.tenant, &self.document))
     }
 
     pub(crate) fn from_payload(id: Option<&PointId>, payload: HashMap<String, Value>) -> Result<Self, VectorError> {
         let mut fields = Reader::new(id, payload);
-        let tenant = TenantId::parse(fields.text(field::TENANT)?).map_err(|e| fields.foreign(e.to_string()))?;
-        let document = DocumentId::parse(fields.text(field::DOCUMENT)?).map_err(|e| fields.foreign(e.to_string()))?;
+        let (tenant, document, revision) = fields.revision()?;
         Ok(Self {
             tenant,
             document,
-            revision: Revision::from_ordinal(fields.int(field::REVISION)?),
+            revision,
             build: fields.text(field::BUILD)?,
             position: fields.int(field::POSITION)?,
             deleted: fields.flag(field::DELETED)?,

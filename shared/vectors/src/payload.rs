@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use qdrant_client::qdrant::point_id::PointIdOptions;
 use qdrant_client::qdrant::value::Kind;
-use qdrant_client::qdrant::{ListValue, PointId, Value};
+use qdrant_client::qdrant::vectors::VectorsOptions;
+use qdrant_client::qdrant::{ListValue, NamedVectors, PointId, PointStruct, Value, Vectors};
+use weir_contracts::{DocumentId, Revision, TenantId};
 
 use crate::VectorError;
 
@@ -76,6 +78,12 @@ impl Writer {
     pub fn done(self) -> HashMap<String, Value> {
         self.0
     }
+
+    /// A point without vectors: no search finds it.
+    pub fn point(self, id: PointId) -> PointStruct {
+        let vectors = Vectors { vectors_options: Some(VectorsOptions::Vectors(NamedVectors::default())) };
+        PointStruct { id: Some(id), payload: self.0, vectors: Some(vectors) }
+    }
 }
 
 /// A payload that is being read.
@@ -95,6 +103,13 @@ impl Reader {
 
     fn kind(&mut self, field: &str) -> Option<Kind> {
         self.fields.remove(field).and_then(|value| value.kind)
+    }
+
+    /// Whose document and which revision of it the point belongs to.
+    pub fn revision(&mut self) -> Result<(TenantId, DocumentId, Revision), VectorError> {
+        let tenant = TenantId::parse(self.text(field::TENANT)?).map_err(|e| self.foreign(e.to_string()))?;
+        let document = DocumentId::parse(self.text(field::DOCUMENT)?).map_err(|e| self.foreign(e.to_string()))?;
+        Ok((tenant, document, Revision::from_ordinal(self.int(field::REVISION)?)))
     }
 
     pub fn optional_text(&mut self, field: &str) -> Option<String> {

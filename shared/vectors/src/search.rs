@@ -1,13 +1,13 @@
 //! Reading: retrieval of a tenant's passages, of revisions that heads show only.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use qdrant_client::qdrant::{
     DenseVector, Filter, PrefetchQuery, Query, QueryPoints, Rrf, ScoredPoint, SparseVector, VectorInput, query,
     vector_input,
 };
-use weir_contracts::{DocumentId, Revision, TenantId};
+use weir_contracts::{DocumentId, Revision, TenantId, unix_millis};
 
 use crate::collection::{DENSE, TEXT};
 use crate::payload::{Reader, field};
@@ -111,8 +111,7 @@ fn was_whole(head: &Head, earlier: Option<&Head>, settled: i64) -> bool {
 /// Heads that moved before this moment (milliseconds since the Unix epoch) did so before `now`, whoever's clock is
 /// ahead.
 fn settled(now: SystemTime) -> i64 {
-    let since = now.checked_sub(CLOCKS_APART).and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    now.checked_sub(CLOCKS_APART).map_or(0, unix_millis)
 }
 
 impl VectorStore {
@@ -299,6 +298,8 @@ fn more(limit: usize, factor: f64) -> usize {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 

@@ -103,11 +103,11 @@ impl VectorStore {
         for point in response.result {
             let Some(id) = point.id else { continue };
             let mut fields = Reader::new(Some(&id), point.payload);
+            let (tenant, document, revision) = fields.revision()?;
             points.push(Swept {
-                tenant: TenantId::parse(fields.text(field::TENANT)?).map_err(|e| fields.foreign(e.to_string()))?,
-                document: DocumentId::parse(fields.text(field::DOCUMENT)?)
-                    .map_err(|e| fields.foreign(e.to_string()))?,
-                revision: Revision::from_ordinal(fields.int(field::REVISION)?),
+                tenant,
+                document,
+                revision,
                 build: fields.text(field::BUILD)?,
                 position: fields.int(field::POSITION)?,
                 id,

@@ -1,9 +1,9 @@
 //! What is decided for a dead letter, and the records that make it so.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use weir_contracts::{Lane, TopicNames, again_topic, dead_letter_topic, header};
+use weir_contracts::{Lane, TopicNames, again_topic, dead_letter_topic, header, unix_millis};
 use weir_stage::Headers;
 
 use super::letter::DeadLetter;
@@ -108,9 +108,8 @@ impl Topics {
             Decision::Discard => vec![self.tombstone(&letter)],
             Decision::Park { reason } => {
                 let mut letter = letter;
-                let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
                 letter.headers.set(header::PARKED, reason.as_bytes());
-                letter.headers.set(header::PARKED_AT, now.to_string());
+                letter.headers.set(header::PARKED_AT, unix_millis(now).to_string());
                 vec![self.as_it_is(letter)]
             }
             Decision::Replace | Decision::Restore => vec![self.as_it_is(letter)],
@@ -166,6 +165,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
     use super::super::letter::letter;
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
 
     const HISTORY: [(&str, &str); 10] = [

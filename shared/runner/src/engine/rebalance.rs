@@ -9,8 +9,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use weir_contracts::{Lane, RETRY_TIERS};
 
-use super::{Engine, now_millis};
+use super::Engine;
 use crate::assignment::{GroupContext, Position, positions};
+use crate::clock::now_millis;
 use crate::commit::insist;
 use crate::lane::{Intake, OwnedLane};
 use crate::ownership::LaneEpoch;

@@ -1,12 +1,11 @@
 //! What the loop says of its work.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use metrics::{counter, gauge, histogram};
 use rdkafka::consumer::Consumer;
 use weir_contracts::{Lane, header};
 
 use super::{Engine, runs};
+use crate::clock::{now_millis, seconds_between};
 use crate::commit::Positions;
 use crate::metric;
 use crate::process::{Prepared, Verdict, count};
@@ -22,7 +21,7 @@ impl Engine {
                 intake.oldest_in_flight = None;
             }
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = now_millis();
         let (mut emitted, mut skipped, mut rejected, mut retried, mut outputs) = (0u64, 0u64, 0u64, 0u64, 0u64);
         for run in runs(ready) {
             let Some(at) = run.first().map(|prepared| &prepared.raw.at) else { continue };
@@ -53,9 +52,8 @@ impl Engine {
             }
             if let Some(tenant) = prepared.raw.headers.text(header::TENANT) {
                 let tenant = self.tenant_label(tenant);
-                let written = Duration::from_millis(u64::try_from(prepared.raw.timestamp).unwrap_or(0));
                 histogram!(metric::LATENCY_SECONDS, "stage" => self.stage, "tenant" => tenant)
-                    .record(now.saturating_sub(written).as_secs_f64());
+                    .record(seconds_between(prepared.raw.timestamp, now));
             }
         }
         for (outcome, n) in [("emitted", emitted), ("skipped", skipped), ("rejected", rejected), ("retried", retried)] {
@@ -82,7 +80,7 @@ impl Engine {
 
     pub(super) fn report(&mut self) {
         let Some(statistics) = self.consumer.context().take_statistics() else { return };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = now_millis();
         let partitions = statistics.topics.get(&*self.input).map(|topic| &topic.partitions);
         for (lane, owned) in &self.lanes {
             let label = lane.to_string();
@@ -92,11 +90,7 @@ impl Engine {
                 gauge!(metric::LAG_RECORDS, "stage" => self.stage, "lane" => label.clone()).set(signed(lag));
                 gauge!(metric::UNSTABLE_RECORDS, "stage" => self.stage, "lane" => label.clone()).set(signed(unstable));
             }
-            let age = owned
-                .fresh
-                .oldest_uncommitted()
-                .and_then(|millis| u64::try_from(millis).ok())
-                .map_or(0.0, |millis| now.saturating_sub(Duration::from_millis(millis)).as_secs_f64());
+            let age = owned.fresh.oldest_uncommitted().map_or(0.0, |written| seconds_between(written, now));
             gauge!(metric::OLDEST_UNREAD_SECONDS, "stage" => self.stage, "lane" => label).set(age);
         }
         let in_flight = self.lanes.values().map(|lane| lane.in_flight() + lane.waiting()).sum();

@@ -7,10 +7,11 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use weir_contracts::{Lane, LaneStop, StopReason};
 
-use super::{Engine, now_millis, runs};
+use super::{Engine, runs};
 use crate::PauseReason;
 use crate::assignment::{GroupContext, Position, positions};
 use crate::client::CALL_TIMEOUT;
+use crate::clock::now_millis;
 use crate::lane_stops::Change;
 use crate::process::{Prepared, Verdict};
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use weir_contracts::{Job, JobState, Topic};
 
 use crate::backoff::Backoff;
+use crate::clock::now_millis;
 use crate::desk::Transacted;
 use crate::{KafkaConfig, Registry, Start, TopicReader};
 use desk::{Clients, JobDesk};
@@ -127,7 +128,7 @@ impl Jobs {
             if let Some(first) = self.clients.read(&id).await? {
                 return same(new, first);
             }
-            let job = new.record(owner, record::now_millis());
+            let job = new.record(owner, now_millis());
             match write(&mut desk, &job).await {
                 Ok(true) => return Ok(Submitted { job, new: true }),
                 Ok(false) => {}
@@ -154,7 +155,7 @@ impl Jobs {
     /// When there is none, or Kafka does not take it.
     pub async fn cancel(&self, id: &str, why: &str) -> Result<Job, JobsError> {
         let cancelled = |job: &Job| {
-            let end = || record::ended(job.clone(), JobState::Cancelled, Some(why.to_owned()), record::now_millis());
+            let end = || record::ended(job.clone(), JobState::Cancelled, Some(why.to_owned()), now_millis());
             (!record::is_final(job)).then(end)
         };
         self.change(id, cancelled).await

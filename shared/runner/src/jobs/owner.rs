@@ -11,8 +11,9 @@ use weir_contracts::{Job, JobState};
 use super::JobsError;
 use super::desk::{Clients, JobDesk};
 use super::kind::{JobFailure, JobKind, JobStep};
-use super::record::{advanced, alive, claimed, duration, ended, handed_back, is_final, now_millis};
+use super::record::{advanced, alive, claimed, duration, ended, handed_back, is_final};
 use crate::backoff::Backoff;
+use crate::clock::now_millis;
 use crate::desk::{Transacted, fenced};
 use crate::process::EncodedRecord;
 

@@ -1,6 +1,6 @@
 //! The record of a job: what each event makes of it, and how it travels.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use weir_contracts::{Job, JobState, TenantId, job_id};
 
@@ -128,12 +128,7 @@ pub(crate) fn resumed(mut job: Job) -> Job {
     job
 }
 
-/// Milliseconds since the Unix epoch.
-pub(crate) fn now_millis() -> i64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-}
-
-pub(crate) fn millis(duration: Duration) -> i64 {
+fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
