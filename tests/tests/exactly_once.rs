@@ -76,6 +76,32 @@ fn a_process_killed_again_and_again_repeats_nothing_and_loses_nothing() {
     assert!(everything > 20_000, "no kill hit an open transaction: the test proved nothing");
 }
 
+/// The session outlasts the test: whoever had to wait for its end would not get on.
+#[test]
+fn a_static_member_that_is_killed_has_its_lanes_back_at_once() {
+    let topics = topics(Broker::shared(), "static");
+    topics.produce("relay-in", LANES, values(20_000));
+    let session = ["--static-membership", "--session-timeout-ms", "600000"];
+    kill_again_and_again(&topics, &[&["--work-ms", "60", "--commit-interval-ms", "150"][..], &session].concat());
+    assert_each_once(&topics, 20_000);
+}
+
+/// Two processes under one name: the group and the transactional id both belong to the later one.
+#[test]
+fn a_static_member_whose_name_was_taken_writes_nothing() {
+    let topics = topics(Broker::shared(), "named");
+    topics.produce("relay-in", LANES, values(20_000));
+    let options = ["--work-ms", "30", "--commit-interval-ms", "150", "--static-membership"];
+    let mut first = relay(&topics, "a", &options);
+    eventually("the first works", PATIENCE, || topics.lag("relay", "relay-in") < 20_000);
+    assert!(topics.lag("relay", "relay-in") > 0);
+    let _second = relay(&topics, "a", &options);
+    eventually("the first ends", PATIENCE, || first.ended().is_some());
+    assert!(first.ended().is_some_and(|status| !status.success()), "a process that is fenced fails");
+    wait_until_done(&topics);
+    assert_each_once(&topics, 20_000);
+}
+
 /// The negative control: the check above fails when transactions are switched off.
 #[test]
 fn without_transactions_the_same_kills_repeat_records() {

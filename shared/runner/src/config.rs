@@ -82,6 +82,10 @@ pub struct RunnerConfig {
     pub transaction_timeout_ms: u64,
     /// Milliseconds without a heartbeat after which the group gives this instance's lanes to others.
     pub session_timeout_ms: u64,
+    /// Whether the group knows this instance by its name (static membership): started again within the session timeout it
+    /// has its lanes back at once, instead of after that timeout when it was killed. In return, lanes of an instance that
+    /// is stopped for good stay unowned for a session timeout.
+    pub static_membership: bool,
     /// Milliseconds that running work gets to finish on shutdown or when its lane is revoked.
     pub grace_ms: u64,
     /// First pause when a dependency is unavailable, milliseconds; doubles each time, with full jitter.
@@ -120,6 +124,7 @@ impl Default for RunnerConfig {
             max_record_bytes: 1 << 20,
             transaction_timeout_ms: 15_000,
             session_timeout_ms: 15_000,
+            static_membership: false,
             grace_ms: 10_000,
             backoff_initial_ms: 200,
             backoff_max_ms: 15_000,

@@ -184,7 +184,11 @@ impl Runner {
             let consumer = settings.create_with_context(GroupContext::default());
             consumer.map(Arc::new).map_err(|error: KafkaError| error.to_string())
         };
-        let consumer = connect(&settings)?;
+        let mut membership = settings.clone();
+        if self.config.static_membership {
+            membership.set("group.instance.id", self.instance());
+        }
+        let consumer = connect(&membership)?;
         let dead_letters: Arc<str> = names.full_name(&dead_letter_topic(self.name)).into();
         let changelog: Option<Arc<str>> = stores.is_some().then(|| names.full_name(&changelog_topic(self.name)).into());
         let topics: Vec<_> = [&input, &dead_letters].into_iter().chain(&changelog).collect();

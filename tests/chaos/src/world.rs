@@ -52,6 +52,10 @@ impl World {
         config.qdrant = true;
         config.brokers = brokers;
         config.broker_heap_mib = if brokers > 1 { 320 } else { 512 };
+        // How soon the controller notices that a broker is lost.
+        for (key, value) in [("broker.session.timeout.ms", "3000"), ("broker.heartbeat.interval.ms", "500")] {
+            config.broker_properties.insert(key.to_owned(), value.to_owned());
+        }
         config.qdrant_binary = Some(program("qdrant-embedded")?);
         Ok(Self { stack: Stack::start(config).await?, folder })
     }
@@ -109,6 +113,8 @@ impl World {
             ("WEIR_TELEMETRY__LOG_FORMAT", "json"),
             ("WEIR_RUNNER__STATE_DIR", &folder.join("state").display().to_string()),
             ("WEIR_RUNNER__SESSION_TIMEOUT_MS", "4000"),
+            // As where a supervisor starts instances again under their names.
+            ("WEIR_RUNNER__STATIC_MEMBERSHIP", "true"),
             ("WEIR_RUNNER__TRANSACTION_TIMEOUT_MS", "6000"),
             ("WEIR_RUNNER__BACKOFF_MAX_MS", "1000"),
             // Transactions stay open for a while and batches are small, so that faults find them at work.

@@ -26,6 +26,8 @@ struct Arguments {
     batch: usize,
     #[arg(long, default_value_t = 3_000)]
     session_timeout_ms: u64,
+    #[arg(long)]
+    static_membership: bool,
     #[arg(long, default_value_t = 4_000)]
     transaction_timeout_ms: u64,
     /// Keeps transactions open this long, so that kills find them open.
@@ -144,6 +146,7 @@ async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<(), St
         instance: arguments.instance,
         max_batch_records: arguments.batch,
         session_timeout_ms: arguments.session_timeout_ms,
+        static_membership: arguments.static_membership,
         transaction_timeout_ms: arguments.transaction_timeout_ms,
         commit_interval_ms: arguments.commit_interval_ms,
         state_dir: arguments.count_in.clone().unwrap_or_default(),
