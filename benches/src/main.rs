@@ -1,5 +1,6 @@
 //! Weir's benchmarks: ratios against something public in the same run.
 
+mod concurrent;
 mod embed;
 mod pipeline;
 mod relay;
@@ -54,6 +55,8 @@ enum Bench {
     Memory,
     /// State: throughput with and without, and the time to own a lane with a million keys.
     State,
+    /// 10,000 records of one partition side by side, by key, with 0 to 5 ms of work each.
+    Concurrent,
 }
 
 impl Bench {
@@ -65,6 +68,7 @@ impl Bench {
             Self::Latency => "latency",
             Self::Memory => "memory",
             Self::State => "state",
+            Self::Concurrent => "concurrent",
         }
     }
 }
@@ -120,6 +124,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
         Bench::Latency => pipeline::latency(100).await,
         Bench::Memory => pipeline::memory(arguments.short_documents).await,
         Bench::State => tokio::task::block_in_place(|| state::run(arguments.keys)),
+        Bench::Concurrent => concurrent::run(arguments.rounds).await,
     }
 }
 

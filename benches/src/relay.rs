@@ -26,6 +26,8 @@ const LANES: i32 = 4;
 const RECORD_BYTES: usize = 1024;
 const COMMIT: Duration = Duration::from_millis(100);
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a round may take.
+const LIMIT: Duration = Duration::from_secs(300);
 const INPUT: Topic = Topic::custom("relay-in");
 const OUTPUT: Topic = Topic::custom("relay-out");
 
@@ -265,7 +267,7 @@ async fn runner(brokers: &str, prefix: &str, name: &'static str, records: usize,
     let observer = observer(brokers, &group)?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(runner.run(INPUT, relay, stop.clone()));
-    let deadline = Instant::now() + Duration::from_secs(300);
+    let deadline = Instant::now() + LIMIT;
     while seen.load(Ordering::Relaxed) < records {
         if running.is_finished() || Instant::now() > deadline {
             return Err(eyre!("{name} stopped after {} records: {:?}", seen.load(Ordering::Relaxed), running.await));
@@ -282,7 +284,7 @@ async fn runner(brokers: &str, prefix: &str, name: &'static str, records: usize,
 }
 
 /// A look at what a group has committed, from outside.
-fn observer(brokers: &str, group: &str) -> Result<BaseConsumer> {
+pub(crate) fn observer(brokers: &str, group: &str) -> Result<BaseConsumer> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", group)
@@ -292,11 +294,11 @@ fn observer(brokers: &str, group: &str) -> Result<BaseConsumer> {
 }
 
 /// When everything was committed.
-fn wait_committed(observer: &BaseConsumer, topic: &str, records: usize) -> Result<Instant> {
+pub(crate) fn wait_committed(observer: &BaseConsumer, topic: &str, records: usize) -> Result<Instant> {
     let wanted = i64::try_from(records)?;
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + LIMIT;
     while committed(observer, topic).unwrap_or_default() < wanted {
-        ensure!(Instant::now() < deadline, "not everything is committed {TIMEOUT:?} after the last record");
+        ensure!(Instant::now() < deadline, "not everything is committed after {LIMIT:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(Instant::now())

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::{StreamExt, TryStreamExt, stream};
 use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header, unix_millis};
 use weir_llm::{Chain, ChatRequest, Finish, Reply, Run};
-use weir_stage::{Batch, Delivery, Failure, Outcome, Output, Stage, StageError};
+use weir_stage::{ConcurrentStage, Delivery, Failure, Outcome, Output, StageError};
 
 use crate::cite::{citation, cited};
 use crate::clock::Clock;
@@ -328,28 +327,17 @@ fn failed(error: &dyn std::error::Error) -> Draft {
     Draft::without_text(AnswerStatus::Failed, error.to_string())
 }
 
-impl<R: Retrieve> Stage for Answering<R> {
+impl<R: Retrieve> ConcurrentStage for Answering<R> {
     type Input = Question;
 
-    /// Everything is retrieved before the first model is called: when the vector store is away, no call is paid for
-    /// that would have to be repeated.
-    async fn process(&mut self, batch: Batch<'_, Question>) -> Result<Vec<Outcome>, StageError> {
-        let this = &*self;
-        let at_once = this.parts.config.concurrency;
-        // The work is listed first: a stream of closures over borrowed questions is not `Send` enough for the compiler.
-        let asks: Vec<Ask<'_>> = batch.iter().map(|delivery| this.ask(delivery)).collect();
-        let gathering: Vec<_> = asks.iter().map(|ask| this.gather(ask)).collect();
-        let gathered: Vec<Gathered> = stream::iter(gathering).buffered(at_once).try_collect().await?;
-        let answering: Vec<_> = asks.iter().zip(gathered).map(|(ask, gathered)| this.answer(ask, gathered)).collect();
-        Ok(stream::iter(answering).buffered(at_once).collect().await)
+    async fn process(&self, delivery: &Delivery<Question>) -> Result<Outcome, StageError> {
+        let ask = self.ask(delivery);
+        let gathered = self.gather(&ask).await?;
+        Ok(self.answer(&ask, gathered).await)
     }
 
     /// Whoever asked waits for an answer, also when the question became a dead letter.
-    async fn last_words(
-        &mut self,
-        delivery: &Delivery<Question>,
-        failure: &Failure,
-    ) -> Result<Vec<Output>, StageError> {
+    async fn last_words(&self, delivery: &Delivery<Question>, failure: &Failure) -> Result<Vec<Output>, StageError> {
         let ask = self.ask(delivery);
         let draft = Draft::without_text(AnswerStatus::Failed, failure.message.clone());
         Ok(draft.into_outputs(ask.question, ask.version, self.now()))

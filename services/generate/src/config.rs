@@ -1,5 +1,6 @@
 //! Settings.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub struct Config {
     pub kafka: KafkaConfig,
     /// How to reach the schema registry.
     pub registry: RegistryConfig,
-    /// How the stages are run. Batches are small by default: a batch is done when its slowest answer is.
+    /// How the stages are run.
     pub runner: RunnerConfig,
     /// The health server.
     pub http: HttpConfig,
@@ -39,7 +40,7 @@ impl Default for Config {
         Self {
             kafka: KafkaConfig::default(),
             registry: RegistryConfig::default(),
-            runner: RunnerConfig { max_batch_records: 64, ..RunnerConfig::default() },
+            runner: RunnerConfig::default(),
             http: HttpConfig::default(),
             telemetry: TelemetryConfig::default(),
             qdrant: QdrantConfig::default(),
@@ -50,6 +51,12 @@ impl Default for Config {
     }
 }
 
+/// A call of a model mostly waits, and holds little more than a connection.
+const DEFAULT_CONCURRENCY: NonZeroUsize = match NonZeroUsize::new(64) {
+    Some(questions) => questions,
+    None => NonZeroUsize::MIN,
+};
+
 /// Section `[generate]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -58,8 +65,8 @@ pub struct GenerateConfig {
     pub top_k: usize,
     /// Passages to retrieve, at most, whatever the question says.
     pub max_top_k: usize,
-    /// Questions worked on at the same time.
-    pub concurrency: usize,
+    /// Questions worked on side by side, over all lanes of an instance.
+    pub concurrency: NonZeroUsize,
     /// Longest question, bytes; a longer one is answered as failed.
     pub max_question_bytes: usize,
     /// Version of the prompt template for questions that name none.
@@ -86,7 +93,7 @@ impl Default for GenerateConfig {
         Self {
             top_k: 6,
             max_top_k: 20,
-            concurrency: 16,
+            concurrency: DEFAULT_CONCURRENCY,
             max_question_bytes: 8 << 10,
             prompt_version: "v1".into(),
             prompts_dir: None,
@@ -105,7 +112,6 @@ impl GenerateConfig {
         for (key, value) in [
             ("generate.top_k", self.top_k),
             ("generate.max_top_k", self.max_top_k),
-            ("generate.concurrency", self.concurrency),
             ("generate.max_question_bytes", self.max_question_bytes),
             ("generate.extract_sentences", self.extract_sentences),
         ] {

@@ -8,7 +8,7 @@ use weir_contracts::Topic;
 use weir_generate::config::Config;
 use weir_generate::{Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store};
 use weir_llm::Chain;
-use weir_runner::Publisher;
+use weir_runner::{Concurrency, Order, Publisher};
 use weir_vectors::VectorStore;
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         let meaning = Meaning::load(&config.model).await?;
         let store = Store::new(VectorStore::connect(&config.qdrant)?, meaning.model_id());
         let publisher = Publisher::new(&config.kafka, service.registry())?;
+        let concurrency = Concurrency { records: config.generate.concurrency, order: Order::Free };
         let answering = Answering::new(Parts {
             prompts: Prompts::load(config.generate.prompts_dir.as_deref())?,
             chain: Chain::new(&config.llm)?,
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         let route = RouteQuestions::new(config.kafka.lanes);
         tokio::try_join!(
             service.run_stage("route-questions", Topic::QUESTIONS, route),
-            service.run_stage("answer", Topic::ASKS, answering),
+            service.run_concurrent_stage("answer", Topic::ASKS, answering, concurrency),
         )?;
         Ok(())
     })

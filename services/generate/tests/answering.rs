@@ -18,7 +18,7 @@ use weir_generate::{
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, TimeoutConfig};
 use weir_models::ModelConfig;
-use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Stage, StageError};
+use weir_stage::{Batch, ConcurrentStage, Coordinates, Delivery, Failure, Headers, Outcome, Stage, StageError};
 use weir_vectors::{Hit, VectorError};
 
 /// Milliseconds since the Unix epoch, for every test.
@@ -183,8 +183,8 @@ fn answer(outcome: &Outcome) -> Answer {
 
 impl House {
     async fn ask(&mut self, question: Question) -> (Answer, Vec<Usage>) {
-        let outcomes = self.stage.process(Batch::new(&[delivery(question)])).await.unwrap();
-        (answer(&outcomes[0]), written(&outcomes[0], Topic::USAGE))
+        let outcome = self.stage.process(&delivery(question)).await.unwrap();
+        (answer(&outcome), written(&outcome, Topic::USAGE))
     }
 }
 
@@ -356,26 +356,27 @@ async fn what_can_not_be_answered_is_answered_as_failed_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_vector_store_that_is_away_holds_the_batch_before_any_call() {
+async fn a_vector_store_that_is_away_holds_a_question_before_any_call() {
     let provider = FakeProvider::start(Behaviour::Quote).await.unwrap();
-    let mut house = house(&[&provider]).await;
+    let house = house(&[&provider]).await;
     house.away.store(true, Ordering::Relaxed);
-    let batch = [delivery(question("q", "When was the mill at Ulm built?"))];
-    let error = house.stage.process(Batch::new(&batch)).await.unwrap_err();
+    let asked = delivery(question("q", "When was the mill at Ulm built?"));
+    let error = house.stage.process(&asked).await.unwrap_err();
     assert!(matches!(error, StageError::Unavailable { dependency: "qdrant", .. }));
     assert_eq!(provider.calls(), 0);
 }
 
 #[tokio::test]
-async fn asks_of_a_batch_are_answered_at_the_same_time_and_in_order() {
+async fn asks_are_answered_side_by_side() {
     let slow = Behaviour::Drip { text: "Built in 1912 [1].".into(), pause: Duration::from_millis(60) };
     let provider = FakeProvider::start(slow).await.unwrap();
-    let mut house = house(&[&provider]).await;
-    let batch: Vec<_> =
+    let house = house(&[&provider]).await;
+    let asked: Vec<_> =
         (0..12).map(|at| delivery(question(&format!("q{at}"), "When was the mill at Ulm built?"))).collect();
     let began = std::time::Instant::now();
-    let outcomes = house.stage.process(Batch::new(&batch)).await.unwrap();
-    let ids: Vec<String> = outcomes.iter().map(|outcome| answer(outcome).request_id.to_string()).collect();
+    let outcomes = futures::future::join_all(asked.iter().map(|asked| house.stage.process(asked))).await;
+    let ids: Vec<String> =
+        outcomes.iter().map(|outcome| answer(outcome.as_ref().unwrap()).request_id.to_string()).collect();
     assert_eq!(ids, (0..12).map(|at| format!("q{at}")).collect::<Vec<_>>());
     assert!(began.elapsed() < Duration::from_millis(12 * 200), "{:?}", began.elapsed());
 }

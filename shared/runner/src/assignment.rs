@@ -14,6 +14,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use weir_contracts::Lane;
 
 use crate::client::{CALL_TIMEOUT, log_line};
+use crate::commit::Metadata;
 
 /// A change of the lanes this instance owns.
 #[derive(Debug)]
@@ -106,16 +107,26 @@ pub(crate) enum Position {
     Gap { from: i64, to: i64 },
 }
 
+/// A lane of a topic as the group left it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) lane: Lane,
+    pub(crate) position: Position,
+    /// What was done beyond the position, see [`crate::progress::Progress`].
+    pub(crate) beyond: String,
+}
+
 /// Reads committed positions (waiting for transactions that are still open on them) and holds them against the log.
 pub(crate) fn positions<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
     lanes: &[Lane],
-) -> Result<Vec<(Lane, Position)>, KafkaError> {
+) -> Result<Vec<Standing>, KafkaError> {
     let mut found = Vec::with_capacity(lanes.len());
-    for (lane, committed, _) in committed(consumer, topic, lanes)? {
+    for (lane, committed, metadata) in committed(consumer, topic, lanes)? {
         let (low, high) = consumer.fetch_watermarks(topic, lane.0, CALL_TIMEOUT)?;
-        found.push((lane, position(committed, low, high)));
+        let beyond = Metadata::parse(&metadata).map_or_else(String::new, |metadata| metadata.beyond.to_owned());
+        found.push(Standing { lane, position: position(committed, low, high), beyond });
     }
     Ok(found)
 }

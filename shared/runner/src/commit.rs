@@ -24,8 +24,47 @@ use crate::transaction::{TransactionError, TransactionalProducer};
 /// Version of what is written into the commit metadata.
 const METADATA_VERSION: &str = "w1";
 
-/// Next offset of each partition that was read.
-pub(crate) type Positions = BTreeMap<(Arc<str>, Lane), i64>;
+/// Where each partition that was read goes on.
+pub(crate) type Positions = BTreeMap<(Arc<str>, Lane), Next>;
+
+/// Where a partition goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Next {
+    /// The first offset that is not done.
+    pub(crate) offset: i64,
+    /// What is done beyond it, see [`crate::progress::Progress`].
+    pub(crate) beyond: String,
+}
+
+impl Next {
+    /// Everything before `offset` is done, and nothing beyond.
+    pub(crate) fn at(offset: i64) -> Self {
+        Self { offset, beyond: String::new() }
+    }
+}
+
+/// What is committed beside a position: whose transaction it was, and what is done beyond the position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Metadata<'a> {
+    serial: &'a str,
+    pub(crate) beyond: &'a str,
+}
+
+impl<'a> Metadata<'a> {
+    /// None for what no runner wrote.
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
+        let rest = text.strip_prefix(METADATA_VERSION)?.strip_prefix(';')?;
+        let (serial, beyond) = rest.split_once(';').unwrap_or((rest, ""));
+        Some(Self { serial, beyond })
+    }
+}
+
+impl std::fmt::Display for Metadata<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{METADATA_VERSION};{}", self.serial)?;
+        if self.beyond.is_empty() { Ok(()) } else { write!(f, ";{}", self.beyond) }
+    }
+}
 
 /// Whether the records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +117,7 @@ impl Committer {
         positions: &Positions,
     ) -> Result<Verified, String> {
         self.serial += 1;
-        let serial = format!("{METADATA_VERSION};{:x}.{:x}", self.instance, self.serial);
+        let serial = format!("{:x}.{:x}", self.instance, self.serial);
         let offsets = self.offsets(positions, &serial)?;
         let start = Instant::now();
         match self.try_commit(consumer, &offsets) {
@@ -192,8 +231,8 @@ impl Committer {
         let mut list = TopicPartitionList::with_capacity(positions.len());
         for ((topic, lane), next) in positions {
             let mut element = list.add_partition(topic, lane.0);
-            element.set_offset(Offset::Offset(*next)).map_err(|error| error.to_string())?;
-            element.set_metadata(serial);
+            element.set_offset(Offset::Offset(next.offset)).map_err(|error| error.to_string())?;
+            element.set_metadata(Metadata { serial, beyond: &next.beyond }.to_string());
         }
         Ok(list)
     }
@@ -217,13 +256,15 @@ impl Committer {
         // One transaction covers all lanes of all topics: its serial on one of them means it counted for all.
         let Some((topic, _)) = positions.keys().next() else { return Ok(Verified::Committed) };
         let of_topic = positions.iter().filter(|((of, _), _)| of == topic);
-        let expected: BTreeMap<Lane, i64> = of_topic.map(|((_, lane), next)| (*lane, *next)).collect();
+        let expected: BTreeMap<Lane, i64> = of_topic.map(|((_, lane), next)| (*lane, next.offset)).collect();
         let lanes: Vec<Lane> = expected.keys().copied().collect();
         let found = insist(self.stage, "reading committed positions", || {
             committed(consumer, topic, &lanes).map_err(|error| TransactionError::Ambiguous(error.to_string()))
         })?;
-        let applied =
-            found.iter().any(|(lane, offset, metadata)| metadata == serial && *offset == expected.get(lane).copied());
+        let applied = found.iter().any(|(lane, offset, metadata)| {
+            let ours = Metadata::parse(metadata).is_some_and(|metadata| metadata.serial == serial);
+            ours && *offset == expected.get(lane).copied()
+        });
         self.count(if applied { "ambiguous-applied" } else { "ambiguous-not-applied" });
         tracing::warn!(stage = self.stage, applied, "transaction resolved");
         Ok(if applied { Verified::Committed } else { Verified::NotCommitted })

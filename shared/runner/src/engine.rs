@@ -16,7 +16,8 @@ use weir_contracts::Lane;
 use crate::assignment::{GroupContext, Rebalance};
 use crate::backoff::Backoff;
 use crate::clock::now_millis;
-use crate::commit::{Committer, Positions, Verified};
+use crate::commit::{Committer, Next, Positions, Verified};
+use crate::concurrent::{Concurrency, Mode};
 use crate::failpoint::{Failpoint, reach};
 use crate::lane::OwnedLane;
 use crate::lane_stops::LaneStops;
@@ -28,7 +29,9 @@ use crate::{RunnerConfig, StageStatus};
 
 /// Longest sleep when nothing happens; rebalances are noticed no later.
 const IDLE: Duration = Duration::from_millis(50);
-/// Bytes of finished work that wait for the commit interval, at most, in batches.
+/// What completes record by record is committed together, this often at most.
+const GROUP_COMMIT: Duration = Duration::from_millis(5);
+/// Batches of finished work that wait for the commit interval, at most.
 const READY_BATCHES: usize = 4;
 /// A lane at its end whose position lies behind by markers only is committed after this long.
 const MARKER_DELAY: Duration = Duration::from_millis(200);
@@ -57,7 +60,9 @@ pub(crate) struct Engine {
     pub(crate) stops: LaneStops,
     /// Lanes that were resumed and do not flow yet.
     pub(crate) resuming: BTreeSet<Lane>,
-    pub(crate) processing: bool,
+    pub(crate) mode: Mode,
+    /// Batches that processors have.
+    pub(crate) processing: usize,
     pub(crate) ready: Vec<Prepared>,
     /// How many of `ready`, from the first on, are in the open transaction.
     pub(crate) produced: usize,
@@ -165,37 +170,73 @@ impl Engine {
         Ok(progressed)
     }
 
-    /// Takes what the processor has finished.
+    /// Takes what processors have finished.
     fn collect(&mut self) -> Result<bool, String> {
-        match self.done.try_recv() {
-            Ok(processed) => {
-                self.finished(processed)?;
-                Ok(true)
+        let mut progressed = false;
+        loop {
+            match self.done.try_recv() {
+                Ok(processed) => self.finished(processed)?,
+                Err(mpsc::TryRecvError::Empty) => return Ok(progressed),
+                Err(mpsc::TryRecvError::Disconnected) => return Err("the processor has stopped".into()),
             }
-            Err(mpsc::TryRecvError::Empty) => Ok(false),
-            Err(mpsc::TryRecvError::Disconnected) => Err("the processor has stopped".into()),
+            progressed = true;
         }
     }
 
     fn finished(&mut self, processed: Processed) -> Result<(), String> {
-        self.processing = false;
         match processed {
             Processed::Failed(reason) => Err(reason),
+            Processed::Idle => {
+                self.processing = self.processing.saturating_sub(1);
+                Ok(())
+            }
             Processed::Done(prepared) => {
                 reach(self.stage, Failpoint::AfterProcess);
                 self.ready_batches += 1;
                 let mut runs = prepared;
                 self.stop_floods(&mut runs);
                 runs.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
+                for prepared in &runs {
+                    if let Some(owned) = self.lanes.get_mut(&prepared.raw.at.lane) {
+                        owned.finish(&prepared.raw);
+                    }
+                }
                 self.ready.extend(runs);
                 Ok(())
             }
         }
     }
 
-    /// Hands the next batch to the processor, unless it is busy or finished work piles up.
+    /// Hands out work to the processors that have none.
     fn dispatch(&mut self) -> bool {
-        if self.processing || self.ready_batches > READY_BATCHES {
+        match self.mode {
+            Mode::Batches => self.dispatch_batch(),
+            Mode::Each(concurrency) => self.dispatch_each(concurrency),
+        }
+    }
+
+    /// Each record, or those of one key that wait, to a processor of its own; the lane of which the fewest run comes first.
+    fn dispatch_each(&mut self, concurrency: Concurrency) -> bool {
+        let now = now_millis();
+        let mut progressed = false;
+        while self.processing < concurrency.records.get() {
+            let mut lanes: Vec<&mut OwnedLane> = self.lanes.values_mut().filter(|lane| !lane.stopped).collect();
+            lanes.sort_by_key(|lane| lane.running);
+            let share = self.config.retry_share;
+            let Some(run) = lanes.into_iter().find_map(|lane| lane.start(concurrency.order, share, now)) else { break };
+            // There is room for as many as there are processors; none of them is gone while the loop runs.
+            if self.batches.try_send(run).is_err() {
+                break;
+            }
+            self.processing += 1;
+            progressed = true;
+        }
+        progressed
+    }
+
+    /// Hands the next batch to the processor, unless it is busy or finished work piles up.
+    fn dispatch_batch(&mut self) -> bool {
+        if self.processing > 0 || self.ready_batches > READY_BATCHES {
             return false;
         }
         let now = now_millis();
@@ -214,7 +255,7 @@ impl Engine {
         // The processor holds one batch at a time, so there is always room for this one.
         match self.batches.try_send(batch) {
             Ok(()) => {
-                self.processing = true;
+                self.processing = 1;
                 self.waiting_since = None;
                 true
             }
@@ -253,16 +294,21 @@ impl Engine {
             self.produce()?;
             progressed = true;
         }
-        let interval = Duration::from_millis(self.config.commit_interval_ms);
-        if self.last_commit.elapsed() >= interval || self.ready_bytes() >= READY_BATCHES * self.config.max_batch_bytes {
+        let full = self.mode == Mode::Batches && self.ready_batches >= READY_BATCHES;
+        if self.last_commit.elapsed() >= self.commit_interval() || full {
             self.commit()?;
             progressed = true;
         }
         Ok(progressed)
     }
 
-    fn ready_bytes(&self) -> usize {
-        self.ready_batches * self.config.max_batch_bytes
+    /// Between the beginnings of two transactions, at least. Records that complete one by one share them.
+    fn commit_interval(&self) -> Duration {
+        let configured = Duration::from_millis(self.config.commit_interval_ms);
+        match self.mode {
+            Mode::Batches => configured,
+            Mode::Each(_) => configured.max(GROUP_COMMIT),
+        }
     }
 
     /// Produces what is finished; the next batch is read and processed meanwhile.
@@ -306,14 +352,7 @@ impl Engine {
         if self.produced < self.ready.len() {
             self.produce()?;
         }
-        let mut next = Positions::new();
-        for prepared in &self.ready {
-            let at = &prepared.raw.at;
-            match next.get_mut(&(Arc::clone(&at.topic), at.lane)) {
-                Some(position) => *position = (*position).max(at.offset + 1),
-                None => _ = next.insert((Arc::clone(&at.topic), at.lane), at.offset + 1),
-            }
-        }
+        let next = self.next_positions();
         if next.is_empty() {
             return Ok(Verified::Committed);
         }
@@ -337,10 +376,32 @@ impl Engine {
         Ok(Verified::NotCommitted)
     }
 
+    /// Where the lanes of what is ready go on once it is committed.
+    fn next_positions(&mut self) -> Positions {
+        let mut next = Positions::new();
+        for prepared in &self.ready {
+            let at = &prepared.raw.at;
+            match next.get_mut(&(Arc::clone(&at.topic), at.lane)) {
+                Some(position) => position.offset = position.offset.max(at.offset + 1),
+                None => _ = next.insert((Arc::clone(&at.topic), at.lane), Next::at(at.offset + 1)),
+            }
+        }
+        for ((topic, lane), next) in &mut next {
+            let intake = self.lanes.get_mut(lane).and_then(|owned| owned.intake(topic));
+            if let Some(progress) = intake.and_then(|intake| intake.progress()) {
+                next.offset = progress.position();
+                if !is_switched_off(Mechanism::RememberingWhatIsDone) {
+                    next.beyond = progress.beyond();
+                }
+            }
+        }
+        next
+    }
+
     /// Where only aborted records or markers are left before the end, the position moves past them, so that lag
     /// reaches zero and nobody waits for nothing.
     fn commit_markers(&mut self) -> Result<bool, String> {
-        let idle = !self.processing && self.ready_batches == 0 && self.last_commit.elapsed() > MARKER_DELAY;
+        let idle = self.processing == 0 && self.ready_batches == 0 && self.last_commit.elapsed() > MARKER_DELAY;
         let at_end = |lane: &OwnedLane| !lane.stopped && lane.intakes().any(|intake| intake.at_end);
         if !idle || !self.lanes.values().any(at_end) {
             return Ok(false);
@@ -357,7 +418,7 @@ impl Engine {
                     .filter_map(|list| list.find_partition(&intake.topic, lane.0))
                     .find_map(|element| element.offset().to_raw());
                 if let Some(at) = at.filter(|at| *at > intake.committed) {
-                    next.insert((Arc::clone(&intake.topic), *lane), at);
+                    next.insert((Arc::clone(&intake.topic), *lane), Next::at(at));
                 }
             }
         }
@@ -379,18 +440,22 @@ impl Engine {
         Ok(true)
     }
 
+    /// Whether a processor has work and does not wait for a dependency.
+    fn is_working(&self) -> bool {
+        self.processing > self.status.waiting()
+    }
+
     fn sleep(&self) -> Duration {
-        let interval = Duration::from_millis(self.config.commit_interval_ms);
         let linger = Duration::from_millis(self.config.linger_ms);
         let mut sleep = IDLE;
         if self.ready_batches > 0 {
-            sleep = sleep.min(interval.saturating_sub(self.last_commit.elapsed()));
+            sleep = sleep.min(self.commit_interval().saturating_sub(self.last_commit.elapsed()));
         }
         let now = now_millis();
         if let Some(due) = self.lanes.values().filter(|lane| !lane.stopped).filter_map(OwnedLane::next_due).min() {
             sleep = sleep.min(Duration::from_millis(u64::try_from(due.saturating_sub(now)).unwrap_or_default()));
         }
-        if let Some(since) = self.waiting_since.filter(|_| !self.processing) {
+        if let Some(since) = self.waiting_since.filter(|_| self.processing == 0 && self.mode == Mode::Batches) {
             sleep = sleep.min(linger.saturating_sub(since.elapsed()));
         }
         sleep.max(Duration::from_millis(1))
@@ -399,7 +464,7 @@ impl Engine {
     /// On shutdown: what runs may finish within the grace and is committed; then the group is left.
     fn drain(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_millis(self.config.grace_ms);
-        while self.processing && !self.status.is_unavailable() && Instant::now() < deadline {
+        while self.is_working() && Instant::now() < deadline {
             match self.done.recv_timeout(Duration::from_millis(20)) {
                 Ok(processed) => self.finished(processed)?,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
@@ -415,7 +480,7 @@ impl Engine {
             self.serve_group()?;
             committed = self.try_commit()?;
         }
-        let undone = self.processing || committed == Verified::NotCommitted;
+        let undone = self.processing > 0 || committed == Verified::NotCommitted;
         let abandoned = if undone { "some work was dropped and will be done again" } else { "all work done" };
         tracing::info!(stage = self.stage, abandoned, "leaving the group");
         Ok(())

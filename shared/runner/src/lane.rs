@@ -1,6 +1,6 @@
 //! What the loop knows of one lane it owns.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use rdkafka::Message;
@@ -11,13 +11,17 @@ use weir_contracts::{Lane, header};
 use weir_stage::Coordinates;
 
 use crate::assignment::GroupContext;
+use crate::concurrent::Order;
 use crate::flood::FloodGauge;
 use crate::ownership::LaneEpoch;
 use crate::process::RawRecord;
+use crate::progress::Progress;
 use crate::reader::copy_headers;
 
 /// Most messages taken from a lane before the others get their turn.
 const TURN: usize = 512;
+/// Records of one key that a processor is given at once, at most.
+const RUN: usize = 16;
 
 /// One lane: its part of the input, and its part of the topic through which records return.
 pub(crate) struct OwnedLane {
@@ -26,6 +30,10 @@ pub(crate) struct OwnedLane {
     pub(crate) returning: Option<Intake>,
     pub(crate) stopped: bool,
     pub(crate) flood: FloodGauge,
+    /// Records that a processor works on.
+    pub(crate) running: usize,
+    /// What returning records have saved up of their share while fresh ones were started, in records.
+    returning_credit: f64,
 }
 
 /// What a turn of reading brought.
@@ -39,7 +47,15 @@ pub(crate) struct Turn {
 
 impl OwnedLane {
     pub(crate) fn new(epoch: LaneEpoch, fresh: Intake, returning: Option<Intake>) -> Self {
-        Self { epoch, fresh, returning, stopped: false, flood: FloodGauge::default() }
+        Self {
+            epoch,
+            fresh,
+            returning,
+            stopped: false,
+            flood: FloodGauge::default(),
+            running: 0,
+            returning_credit: 0.0,
+        }
     }
 
     pub(crate) fn intakes(&self) -> impl Iterator<Item = &Intake> {
@@ -78,6 +94,7 @@ impl OwnedLane {
         now: i64,
     ) -> usize {
         let mut bytes = 0;
+        let before = batch.len();
         if let Some(returning) = &mut self.returning {
             let contended = self.fresh.due(now) > 0;
             let (records, max_bytes) =
@@ -88,7 +105,35 @@ impl OwnedLane {
         }
         let left = records.saturating_sub(self.returning.as_ref().map_or(0, |returning| returning.last_taken));
         self.fresh.take(batch, left.max(1), &mut bytes, max_bytes, now);
+        self.running += batch.len() - before;
         bytes
+    }
+
+    /// The next records that may run beside those that do, one after another; none when there are none. While fresh records
+    /// wait, those that return get `share` of the starts.
+    pub(crate) fn start(&mut self, order: Order, share: f64, now: i64) -> Option<Vec<RawRecord>> {
+        let contended = self.fresh.due(now) > 0 && self.returning.as_ref().is_some_and(|intake| intake.due(now) > 0);
+        if contended {
+            self.returning_credit += share.clamp(0.0, 1.0);
+        }
+        let mut returning = || self.returning.as_mut().and_then(|intake| intake.start(order, now));
+        let started = if self.returning_credit >= 1.0 {
+            self.returning_credit -= 1.0;
+            returning().or_else(|| self.fresh.start(order, now))
+        } else {
+            let fresh = self.fresh.start(order, now);
+            if contended { fresh } else { fresh.or_else(returning) }
+        };
+        self.running += started.as_ref().map_or(0, Vec::len);
+        started
+    }
+
+    /// A processor is done with a record, and the next commit will say so.
+    pub(crate) fn finish(&mut self, raw: &RawRecord) {
+        self.running = self.running.saturating_sub(1);
+        if let Some(intake) = self.intake(&raw.at.topic) {
+            intake.finish(raw);
+        }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -96,7 +141,7 @@ impl OwnedLane {
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.intakes().map(|intake| intake.buffer.len()).sum()
+        self.intakes().map(Intake::waiting).sum()
     }
 
     /// Records that wait and are due by `now`; more than `TURN` count as that.
@@ -118,6 +163,7 @@ impl OwnedLane {
         for intake in self.intakes_mut() {
             intake.forget();
         }
+        self.running = 0;
     }
 
     /// Goes on under a new epoch, as if the lane had just been assigned.
@@ -136,6 +182,22 @@ fn part(of: usize, share: f64) -> usize {
     (of / 100).saturating_mul(percent).saturating_add((of % 100) * percent / 100).max(1)
 }
 
+/// Records of a key, where they run one after another.
+struct OfKey {
+    /// How many a processor has.
+    running: usize,
+    waiting: VecDeque<RawRecord>,
+}
+
+impl OfKey {
+    /// Several at once, so that the key does not stand still while the loop commits.
+    fn start(&mut self) -> Vec<RawRecord> {
+        let run: Vec<_> = self.waiting.drain(..self.waiting.len().min(RUN)).collect();
+        self.running = run.len();
+        run
+    }
+}
+
 /// A partition being read. It has a queue of its own, so that a lane that is full or stopped simply is not polled.
 /// (Pausing a partition would throw away what librdkafka has fetched ahead.)
 pub(crate) struct Intake {
@@ -144,6 +206,13 @@ pub(crate) struct Intake {
     timed: bool,
     queue: Option<PartitionQueue<GroupContext>>,
     buffer: VecDeque<RawRecord>,
+    /// Where records complete out of order: how far they have.
+    progress: Option<Progress>,
+    /// The keys of which records run or wait, where those of one key run one after another.
+    keys: HashMap<Vec<u8>, OfKey>,
+    /// Keys of which none runs and some wait.
+    free_keys: VecDeque<Vec<u8>>,
+    /// Of all that wait.
     buffered_bytes: usize,
     /// Next offset that is not committed yet.
     pub(crate) committed: i64,
@@ -164,12 +233,16 @@ impl Intake {
         timed: bool,
         queue: Option<PartitionQueue<GroupContext>>,
         committed: i64,
+        progress: Option<Progress>,
     ) -> Self {
         Self {
             topic,
             timed,
             queue,
             buffer: VecDeque::new(),
+            progress,
+            keys: HashMap::new(),
+            free_keys: VecDeque::new(),
             buffered_bytes: 0,
             committed,
             next_read: committed,
@@ -185,16 +258,28 @@ impl Intake {
         self.buffer.front().map_or(self.next_read, |raw| raw.at.offset)
     }
 
+    /// How far it is: what is finished counts as done, and all of it must be in the commit that says so.
+    pub(crate) fn progress(&self) -> Option<&Progress> {
+        self.progress.as_ref()
+    }
+
+    fn waiting(&self) -> usize {
+        self.buffer.len() + self.keys.values().map(|of_key| of_key.waiting.len()).sum::<usize>()
+    }
+
     fn forget(&mut self) {
         self.buffer.clear();
+        self.keys.clear();
+        self.free_keys.clear();
         self.buffered_bytes = 0;
         self.in_flight = 0;
         self.oldest_in_flight = None;
     }
 
     /// What comes next is the record at `offset`: the consumer was told to go back there.
-    pub(crate) fn rewind(&mut self, offset: i64) {
+    pub(crate) fn rewind(&mut self, offset: i64, progress: Option<Progress>) {
         self.forget();
+        self.progress = progress;
         self.committed = offset;
         self.next_read = offset;
         self.at_end = false;
@@ -243,10 +328,59 @@ impl Intake {
             headers,
             timestamp: message.timestamp().to_millis().unwrap_or_default(),
         };
-        self.buffered_bytes += raw.size();
         self.next_read = raw.at.offset + 1;
         self.at_end = false;
-        self.buffer.push_back(raw);
+        let is_open = self.progress.as_mut().is_none_or(|progress| progress.read(raw.at.offset, raw.timestamp));
+        if is_open {
+            self.buffered_bytes += raw.size();
+            self.buffer.push_back(raw);
+        }
+    }
+
+    /// The next records that may run beside those that do: one, or several of one key.
+    fn start(&mut self, order: Order, now: i64) -> Option<Vec<RawRecord>> {
+        let run = match self.free_keys.pop_front() {
+            Some(key) => self.keys.get_mut(&key)?.start(),
+            None => vec![self.start_waiting(order, now)?],
+        };
+        let bytes: usize = run.iter().map(RawRecord::size).sum();
+        self.buffered_bytes = self.buffered_bytes.saturating_sub(bytes);
+        self.in_flight += run.len();
+        Some(run)
+    }
+
+    fn start_waiting(&mut self, order: Order, now: i64) -> Option<RawRecord> {
+        let progress = self.progress.as_mut()?;
+        loop {
+            let next = self.buffer.front().filter(|raw| raw.is_due(now) && progress.may_begin(raw.at.offset))?;
+            progress.begin(next.at.offset);
+            let raw = self.buffer.pop_front()?;
+            let Some(key) = raw.key.as_ref().filter(|_| order == Order::ByKey) else { return Some(raw) };
+            match self.keys.get_mut(key) {
+                Some(of_key) => of_key.waiting.push_back(raw),
+                None => {
+                    self.keys.insert(key.clone(), OfKey { running: 1, waiting: VecDeque::new() });
+                    return Some(raw);
+                }
+            }
+        }
+    }
+
+    /// A record is done; when it was the last of its key that ran, the next ones may.
+    fn finish(&mut self, raw: &RawRecord) {
+        let Some(progress) = &mut self.progress else { return };
+        progress.done(raw.at.offset);
+        let Some(key) = &raw.key else { return };
+        let Some(of_key) = self.keys.get_mut(key) else { return };
+        of_key.running = of_key.running.saturating_sub(1);
+        if of_key.running > 0 {
+            return;
+        }
+        if of_key.waiting.is_empty() {
+            self.keys.remove(key);
+        } else {
+            self.free_keys.push_back(key.clone());
+        }
     }
 
     fn take(&mut self, batch: &mut Vec<RawRecord>, records: usize, bytes: &mut usize, max_bytes: usize, now: i64) {
@@ -275,11 +409,14 @@ impl Intake {
 
     /// When the oldest record that is not committed was written, milliseconds since the Unix epoch.
     pub(crate) fn oldest_uncommitted(&self) -> Option<i64> {
-        self.oldest_in_flight.or_else(|| self.buffer.front().map(|raw| raw.timestamp))
+        match &self.progress {
+            Some(progress) => progress.oldest(),
+            None => self.oldest_in_flight.or_else(|| self.buffer.front().map(|raw| raw.timestamp)),
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.buffer.is_empty()
+        self.in_flight == 0 && self.waiting() == 0
     }
 }
 

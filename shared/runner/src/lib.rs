@@ -5,6 +5,7 @@ mod backoff;
 mod client;
 mod clock;
 mod commit;
+mod concurrent;
 mod config;
 mod dead_letter;
 mod dead_letters;
@@ -21,6 +22,7 @@ mod mechanism;
 pub mod metric;
 mod ownership;
 mod process;
+mod progress;
 mod publisher;
 mod reader;
 mod registry;
@@ -33,6 +35,7 @@ mod table;
 mod trace_context;
 mod transaction;
 
+pub use concurrent::{Concurrency, Order};
 pub use config::{KafkaConfig, RegistryConfig, RunnerConfig};
 pub use dead_letters::{
     Action, DeadLetter, DeadLetterError, DeadLetters, Decision, Filter, NotPortable, Pace, Parked, Plan, Portable,

@@ -11,6 +11,8 @@ pub enum Mechanism {
     TrustingAnAppliedCommit,
     /// The state of the lanes is written to disk only after the commit.
     WriteAfterCommit,
+    /// What is done beyond a position is committed with it. Switched off, it is done again after a crash.
+    RememberingWhatIsDone,
 }
 
 /// Whether a test has switched this off: `WEIR_TEST_WITHOUT` names it.
@@ -31,6 +33,7 @@ pub fn is_switched_off(mechanism: Mechanism) -> bool {
         Mechanism::AskingAfterDoubt => "asking-after-doubt",
         Mechanism::TrustingAnAppliedCommit => "trusting-an-applied-commit",
         Mechanism::WriteAfterCommit => "write-after-commit",
+        Mechanism::RememberingWhatIsDone => "remembering-what-is-done",
     };
     OFF.get_or_init(|| std::env::var("WEIR_TEST_WITHOUT").unwrap_or_default()).split(',').any(|off| off == name)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::Notify;
 use weir_contracts::Lane;
 
 /// Counts the times a lane was assigned. Work that was begun under another count is of no use any more.
@@ -13,6 +14,7 @@ pub(crate) struct LaneEpoch(u64);
 #[derive(Debug, Default)]
 pub(crate) struct Ownership {
     inner: Mutex<Inner>,
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +34,20 @@ impl Ownership {
 
     pub(crate) fn revoke(&self, lane: Lane) {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).owned.remove(&lane);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns when a lane is not owned under this count any more.
+    pub(crate) async fn gone(&self, lane: Lane, epoch: LaneEpoch) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if !self.holds(lane, epoch) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     pub(crate) fn holds(&self, lane: Lane, epoch: LaneEpoch) -> bool {

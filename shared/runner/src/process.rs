@@ -14,10 +14,12 @@ use weir_contracts::{Lane, Record, Topic, TopicNames, frame, header, unframe};
 use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Output, Stage, StageError, failure_class};
 
 use crate::backoff::Backoff;
+use crate::concurrent::Mode;
 use crate::dead_letter::cut;
 use crate::ownership::{LaneEpoch, Ownership};
 use crate::retry::{RetryPolicy, attempts};
 use crate::state::{BatchState, RecordKey, SharedStores, StoreError, Write, record_key};
+use crate::status::Waiting;
 use crate::trace_context::TraceParent;
 use crate::{PauseReason, Registry, RunnerConfig, StageStatus, metric};
 
@@ -82,7 +84,22 @@ pub(crate) struct Prepared {
 /// What the processor says of a batch.
 pub(crate) enum Processed {
     Done(Vec<Prepared>),
+    /// It waits for the next batch.
+    Idle,
     Failed(String),
+}
+
+/// What waits for a processor; shared by all of them.
+pub(crate) struct Batches(tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Vec<RawRecord>>>);
+
+impl Batches {
+    pub(crate) fn new(receiver: tokio::sync::mpsc::Receiver<Vec<RawRecord>>) -> Self {
+        Self(tokio::sync::Mutex::new(receiver))
+    }
+
+    async fn next(&self) -> Option<Vec<RawRecord>> {
+        self.0.lock().await.recv().await
+    }
 }
 
 /// The part of the runner that calls the stage.
@@ -94,12 +111,16 @@ pub(crate) struct Processor<S: Stage> {
     pub(crate) names: TopicNames,
     pub(crate) ownership: Arc<Ownership>,
     pub(crate) status: Arc<StageStatus>,
+    /// The service is to end.
+    pub(crate) shutdown: CancellationToken,
+    /// The loop has ended.
     pub(crate) stop: CancellationToken,
     pub(crate) topics: HashMap<Topic, Arc<str>>,
     /// The state of the lanes, for stages that keep some.
     pub(crate) stores: Option<SharedStores>,
     pub(crate) sequence: u64,
     pub(crate) retry: RetryPolicy,
+    pub(crate) mode: Mode,
 }
 
 /// What becomes of a record the stage is not asked about.
@@ -158,16 +179,17 @@ impl From<StageError> for Wait {
 
 impl<S: Stage> Processor<S> {
     /// Processes batches until the loop goes away.
-    pub(crate) async fn run(
-        mut self,
-        mut batches: tokio::sync::mpsc::Receiver<Vec<RawRecord>>,
-        done: mpsc::Sender<Processed>,
-        wake: Thread,
-    ) {
-        while let Some(batch) = batches.recv().await {
-            let processed = self.until_available(batch).await;
+    pub(crate) async fn run(mut self, batches: Arc<Batches>, done: mpsc::Sender<Processed>, wake: Thread) {
+        while let Some(batch) = batches.next().await {
+            let processed = match self.mode {
+                Mode::Batches => self.until_available(batch).await,
+                Mode::Each(_) => match AssertUnwindSafe(self.one_by_one(batch, &done, &wake)).catch_unwind().await {
+                    Ok(processed) => processed,
+                    Err(_) => Processed::Failed("a processor panicked; see the log".into()),
+                },
+            };
             let failed = matches!(processed, Processed::Failed(_));
-            let gone = done.send(processed).is_err();
+            let gone = done.send(processed).is_err() || done.send(Processed::Idle).is_err();
             wake.unpark();
             if gone || failed {
                 return;
@@ -175,18 +197,47 @@ impl<S: Stage> Processor<S> {
         }
     }
 
+    /// Processes records one after another, handing over all but the last as it is done.
+    async fn one_by_one(&mut self, batch: Vec<RawRecord>, done: &mpsc::Sender<Processed>, wake: &Thread) -> Processed {
+        let mut last = Processed::Done(Vec::new());
+        for raw in batch {
+            // What has not begun by then is left to whoever goes on.
+            if self.shutdown.is_cancelled() {
+                break;
+            }
+            let before = std::mem::replace(&mut last, self.while_owned(raw).await);
+            if matches!(&before, Processed::Done(prepared) if !prepared.is_empty()) {
+                // When the loop is gone, the end of the batch tells.
+                let _ = done.send(before);
+                wake.unpark();
+            }
+            if matches!(last, Processed::Failed(_)) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// Processes a record, and gives it up when its lane goes.
+    async fn while_owned(&mut self, raw: RawRecord) -> Processed {
+        let ownership = Arc::clone(&self.ownership);
+        let (lane, epoch) = (raw.at.lane, raw.epoch);
+        tokio::select! {
+            processed = self.until_available(vec![raw]) => processed,
+            () = ownership.gone(lane, epoch) => Processed::Done(Vec::new()),
+        }
+    }
+
     /// Processes a batch, waiting for dependencies as long as it takes.
     async fn until_available(&mut self, mut batch: Vec<RawRecord>) -> Processed {
         let initial = Duration::from_millis(self.config.backoff_initial_ms.max(1));
         let mut backoff = Backoff::new(initial, Duration::from_millis(self.config.backoff_max_ms.max(1)));
+        let mut waiting: Option<Waiting> = None;
         loop {
             // What was revoked meanwhile belongs to another instance.
             batch.retain(|record| self.ownership.holds(record.at.lane, record.epoch));
             let (unprocessed, wait) = match self.process(batch).await {
-                Ok(prepared) => {
-                    self.status.available();
-                    return Processed::Done(prepared);
-                }
+                Ok(prepared) => return Processed::Done(prepared),
                 Err(failed) => failed,
             };
             batch = unprocessed;
@@ -204,7 +255,8 @@ impl<S: Stage> Processor<S> {
                 retry_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
                 "unavailable: lanes paused"
             );
-            self.status.unavailable(PauseReason::Unavailable { dependency, reason });
+            let reason = PauseReason::Unavailable { dependency, reason };
+            waiting.get_or_insert_with(|| self.status.wait()).on(reason);
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.stop.cancelled() => return Processed::Done(Vec::new()),

@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{RETRY_TIERS, Topic, again_topic, dead_letter_topic};
-use weir_stage::Stage;
+use weir_stage::{ConcurrentStage, Stage};
 
 use crate::assignment::GroupContext;
 use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::commit::{Committer, Producing};
+use crate::concurrent::{Alone, Concurrency, Mode};
 use crate::engine::{Engine, Returning};
 use crate::lane_stops::LaneStops;
 use crate::ownership::Ownership;
-use crate::process::{Processed, Processor, RawRecord};
+use crate::process::{Batches, Processed, Processor, RawRecord};
 use crate::reader::{partitions, topic_setting};
 use crate::retry::RetryPolicy;
 use crate::state::{Changelog, SharedStores, Stores, changelog_topic};
@@ -42,6 +44,7 @@ pub struct RunnerError {
 
 /// What the loop shares with the processor and with whoever stops it.
 struct Shared {
+    mode: Mode,
     stores: Option<SharedStores>,
     stops: LaneStops,
     /// Whether records can be tried again later: the loop finds out, the processor asks.
@@ -98,9 +101,37 @@ impl Runner {
     /// # Errors
     /// When it can't go on: a fatal error of Kafka, a fenced producer, a missing topic, a fatal error of the stage.
     pub async fn run<S: Stage>(self, input: Topic, stage: S, shutdown: CancellationToken) -> Result<(), RunnerError> {
+        self.run_stages(Mode::Batches, input, vec![stage], shutdown).await
+    }
+
+    /// The same for a stage whose records run side by side and complete in any order: a slow one holds up no other, and
+    /// none that is done is done again, though the committed position waits for the slowest.
+    ///
+    /// # Errors
+    /// As [`Runner::run`].
+    pub async fn run_concurrent<S: ConcurrentStage>(
+        self,
+        input: Topic,
+        stage: S,
+        concurrency: Concurrency,
+        shutdown: CancellationToken,
+    ) -> Result<(), RunnerError> {
+        let stage = Arc::new(stage);
+        let stages = (0..concurrency.records.get()).map(|_| Alone(Arc::clone(&stage))).collect();
+        self.run_stages(Mode::Each(concurrency), input, stages, shutdown).await
+    }
+
+    /// Runs a processor for each of `stages`, which are the same one.
+    async fn run_stages<S: Stage>(
+        self,
+        mode: Mode,
+        input: Topic,
+        stages: Vec<S>,
+        shutdown: CancellationToken,
+    ) -> Result<(), RunnerError> {
         let name = self.name;
         let fail = |reason: String| RunnerError { stage: name.to_owned(), reason };
-        let (batches, batch_receiver) = tokio::sync::mpsc::channel(1);
+        let (batches, receiver) = tokio::sync::mpsc::channel(stages.len().max(1));
         let (done_sender, done) = mpsc::channel();
         let grace = Duration::from_millis(self.config.grace_ms);
         let limit = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
@@ -110,27 +141,32 @@ impl Runner {
         let stores = S::STATEFUL.then(|| self.open_stores()).transpose().map_err(fail)?;
         let shared = stores.clone();
         let retries = Arc::new(AtomicBool::new(false));
-        let processor = Processor {
-            name,
-            stores,
-            sequence: 0,
-            retry: RetryPolicy::new(&self.config, &self.kafka.topics(), Arc::clone(&retries)),
-            stage,
-            registry: self.registry.clone(),
-            config: self.config.clone(),
-            names: self.kafka.topics(),
-            ownership: Arc::clone(&ownership),
-            status: Arc::clone(&self.status),
-            stop: stop.clone(),
-            topics: HashMap::new(),
-        };
+        let processors: Vec<_> = stages
+            .into_iter()
+            .map(|stage| Processor {
+                name,
+                stores: stores.clone(),
+                sequence: 0,
+                retry: RetryPolicy::new(&self.config, &self.kafka.topics(), Arc::clone(&retries)),
+                stage,
+                registry: self.registry.clone(),
+                config: self.config.clone(),
+                names: self.kafka.topics(),
+                ownership: Arc::clone(&ownership),
+                status: Arc::clone(&self.status),
+                shutdown: shutdown.clone(),
+                stop: stop.clone(),
+                topics: HashMap::new(),
+                mode,
+            })
+            .collect();
         let stops = LaneStops::follow(name, &self.kafka, &self.registry, &stop);
         let (result_sender, result) = tokio::sync::oneshot::channel();
         let token = shutdown.clone();
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let shared = Shared { stores: shared, stops, retries, shutdown: token, ownership, batches, done };
+                let shared = Shared { mode, stores: shared, stops, retries, shutdown: token, ownership, batches, done };
                 let (outcome, engine) = match self.set_up(input, shared) {
                     Ok(mut engine) => (engine.run(), Some(engine)),
                     Err(reason) => (Err(reason), None),
@@ -145,7 +181,12 @@ impl Runner {
             .map_err(|error| fail(format!("no thread: {error}")))?;
         let wake = thread.thread().clone();
         let waker = wake.clone();
-        let processing = tokio::spawn(processor.run(batch_receiver, done_sender, wake));
+        let receiver = Arc::new(Batches::new(receiver));
+        let mut processing = JoinSet::new();
+        for processor in processors {
+            processing.spawn(processor.run(Arc::clone(&receiver), done_sender.clone(), wake.clone()));
+        }
+        drop(done_sender);
         let patience = grace + CALL_TIMEOUT;
         let overdue = async move {
             shutdown.cancelled().await;
@@ -162,12 +203,12 @@ impl Runner {
             }
         };
         stop.cancel();
-        processing.abort();
+        processing.abort_all();
         outcome.map_err(fail)
     }
 
     fn set_up(self, input: Topic, shared: Shared) -> Result<Engine, String> {
-        let Shared { stores, stops, retries, shutdown, ownership, batches, done } = shared;
+        let Shared { mode, stores, stops, retries, shutdown, ownership, batches, done } = shared;
         let names = self.kafka.topics();
         let group = names.full_name(self.name);
         let input: Arc<str> = names.full(input).into();
@@ -232,7 +273,8 @@ impl Runner {
             lanes: BTreeMap::new(),
             stops,
             resuming: BTreeSet::new(),
-            processing: false,
+            mode,
+            processing: 0,
             ready: Vec::new(),
             produced: 0,
             ready_batches: 0,

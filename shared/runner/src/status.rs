@@ -1,8 +1,8 @@
 //! What a running stage says of itself.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use weir_contracts::Lane;
@@ -60,6 +60,8 @@ pub struct StageStatus {
     turned: Mutex<Option<Instant>>,
     joined: AtomicBool,
     unavailable: Mutex<Option<PauseReason>>,
+    /// Processors that wait for a dependency.
+    waiting: AtomicUsize,
     lanes: Mutex<BTreeMap<Lane, Option<PauseReason>>>,
 }
 
@@ -108,17 +110,34 @@ impl StageStatus {
         lock(&self.lanes).remove(&lane);
     }
 
-    /// The batch at hand waits for a dependency, and so does every lane behind it.
-    pub(crate) fn unavailable(&self, reason: PauseReason) {
-        *lock(&self.unavailable) = Some(reason);
+    /// A processor waits for a dependency until what is returned is dropped; so do the lanes behind it.
+    pub(crate) fn wait(self: &Arc<Self>) -> Waiting {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        Waiting(Arc::clone(self))
     }
 
-    pub(crate) fn available(&self) {
-        *lock(&self.unavailable) = None;
+    /// Processors that wait for a dependency.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
     }
+}
 
-    pub(crate) fn is_unavailable(&self) -> bool {
-        lock(&self.unavailable).is_some()
+/// A processor that waits for a dependency.
+pub(crate) struct Waiting(Arc<StageStatus>);
+
+impl Waiting {
+    /// What for.
+    pub(crate) fn on(&self, reason: PauseReason) {
+        *lock(&self.0.unavailable) = Some(reason);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut unavailable = lock(&self.0.unavailable);
+        if self.0.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *unavailable = None;
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use color_eyre::eyre::{self, Context as _};
 use tokio_util::sync::CancellationToken;
 use weir_contracts::Topic;
-use weir_runner::{KafkaConfig, Registry, Runner, RunnerConfig, RunnerError, StageStatus};
-use weir_stage::Stage;
+use weir_runner::{Concurrency, KafkaConfig, Registry, Runner, RunnerConfig, RunnerError, StageStatus};
+use weir_stage::{ConcurrentStage, Stage};
 
 use crate::command::{self, Action, Arguments};
 use crate::load::Loaded;
@@ -48,10 +48,33 @@ impl Service {
     /// # Errors
     /// As [`weir_runner::Runner::run`].
     pub async fn run_stage<S: Stage>(&self, name: &'static str, input: Topic, stage: S) -> Result<(), RunnerError> {
+        self.run_with(name, input, |runner, shutdown| runner.run(input, stage, shutdown)).await
+    }
+
+    /// The same for a stage whose records run side by side.
+    ///
+    /// # Errors
+    /// As [`weir_runner::Runner::run`].
+    pub async fn run_concurrent_stage<S: ConcurrentStage>(
+        &self,
+        name: &'static str,
+        input: Topic,
+        stage: S,
+        concurrency: Concurrency,
+    ) -> Result<(), RunnerError> {
+        self.run_with(name, input, |runner, shutdown| runner.run_concurrent(input, stage, concurrency, shutdown)).await
+    }
+
+    async fn run_with<F: Future<Output = Result<(), RunnerError>>>(
+        &self,
+        name: &'static str,
+        input: Topic,
+        run: impl FnOnce(Runner, CancellationToken) -> F,
+    ) -> Result<(), RunnerError> {
         let runner = Runner::new(name, self.kafka.clone(), self.registry.clone(), self.runner.clone());
         self.stages.lock().unwrap_or_else(PoisonError::into_inner).push((name, runner.status()));
         tracing::info!(stage = name, input = input.name(), "stage starts");
-        let result = runner.run(input, stage, self.shutdown.clone()).await;
+        let result = run(runner, self.shutdown.clone()).await;
         tracing::info!(stage = name, clean = result.is_ok(), "stage ended");
         result
     }

@@ -2,6 +2,7 @@
 //!
 //! A stage never sees Kafka. It says what becomes of each record; the runner makes that true in one transaction.
 
+mod concurrent;
 mod delivery;
 mod outcome;
 mod state;
@@ -9,6 +10,7 @@ mod state;
 use std::future::Future;
 use std::time::Duration;
 
+pub use concurrent::ConcurrentStage;
 pub use delivery::{Batch, Coordinates, Delivery, Headers};
 pub use outcome::{Failure, Outcome, Output, failure_class};
 pub use state::{MemoryState, State, StateValue, StateView};

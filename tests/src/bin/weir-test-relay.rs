@@ -1,5 +1,6 @@
 //! A stage to hurt: copies records from `relay-in` to `relay-out`, as a process of its own.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,8 +8,8 @@ use std::time::Duration;
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
-use weir_runner::{KafkaConfig, Registry, RegistryConfig, Runner, RunnerConfig};
-use weir_stage::{Batch, Failure, Outcome, Output, Stage, StageError};
+use weir_runner::{Concurrency, KafkaConfig, Order, Registry, RegistryConfig, Runner, RunnerConfig};
+use weir_stage::{Batch, ConcurrentStage, Delivery, Failure, Outcome, Output, Stage, StageError};
 use weir_tests::program;
 
 #[derive(Parser)]
@@ -48,6 +49,15 @@ struct Arguments {
     /// Rejects records whose value begins with `bad` while this file exists.
     #[arg(long)]
     reject_while: Option<PathBuf>,
+    /// Works on so many records side by side, on each as many milliseconds as its value says behind the last `:`.
+    #[arg(long, conflicts_with = "count_in")]
+    concurrent: Option<NonZeroUsize>,
+    /// Records with the same key one after another.
+    #[arg(long, requires = "concurrent")]
+    by_key: bool,
+    /// Says in the log on which record work begins.
+    #[arg(long)]
+    announce: bool,
     #[arg(long, default_value_t = RunnerConfig::default().flood_consecutive)]
     flood_consecutive: u32,
 }
@@ -73,15 +83,47 @@ impl Stage for Relay {
 
     async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
         tokio::time::sleep(self.0.work).await;
-        let copies = batch.iter().map(|delivery| {
-            if let Some(refused) = self.0.refuse(delivery.record()) {
-                return refused;
-            }
-            let key = delivery.key.clone().unwrap_or_default();
-            Outcome::emit(Output::new(Topic::custom("relay-out"), key, delivery.record().clone()))
-        });
+        let copies = batch.iter().map(|delivery| self.0.refuse(delivery.record()).unwrap_or_else(|| copy(delivery)));
         Ok(copies.collect())
     }
+}
+
+/// Below, tokio's timers with their millisecond are too coarse.
+const EXACT: Duration = Duration::from_millis(10);
+
+/// Does the same with each record by itself.
+struct Aside {
+    conditions: Conditions,
+    announce: bool,
+}
+
+impl ConcurrentStage for Aside {
+    type Input = Raw;
+
+    async fn process(&self, delivery: &Delivery<Raw>) -> Result<Outcome, StageError> {
+        let Raw(value) = delivery.record();
+        let text = String::from_utf8_lossy(value);
+        if self.announce {
+            tracing::info!(record = %text, "begun");
+        }
+        let millis: Option<f64> = text.rsplit_once(':').and_then(|(_, millis)| millis.parse().ok());
+        let work = millis.map_or(self.conditions.work, |millis| Duration::from_secs_f64(millis / 1_000.0));
+        if work < EXACT {
+            let slept = tokio::task::spawn_blocking(move || std::thread::sleep(work)).await;
+            slept.map_err(|error| StageError::Fatal(error.to_string()))?;
+        } else {
+            tokio::time::sleep(work).await;
+        }
+        if let Some(refused) = self.conditions.refuse(delivery.record()) {
+            return Ok(refused);
+        }
+        Ok(copy(delivery))
+    }
+}
+
+fn copy(delivery: &Delivery<Raw>) -> Outcome {
+    let key = delivery.key.clone().unwrap_or_default();
+    Outcome::emit(Output::new(Topic::custom("relay-out"), key, delivery.record().clone()))
 }
 
 struct Count {
@@ -163,9 +205,14 @@ async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<(), St
     let input = Topic::custom("relay-in");
     let work = Duration::from_millis(arguments.work_ms);
     let conditions = Conditions { work, reject_while: arguments.reject_while };
-    let ended = match arguments.count_in {
-        Some(_) => runner.run(input, Count { conditions, value_bytes: arguments.value_bytes }, shutdown).await,
-        None => runner.run(input, Relay(conditions), shutdown).await,
+    let order = if arguments.by_key { Order::ByKey } else { Order::Free };
+    let ended = match (arguments.count_in, arguments.concurrent) {
+        (Some(_), _) => runner.run(input, Count { conditions, value_bytes: arguments.value_bytes }, shutdown).await,
+        (None, Some(records)) => {
+            let aside = Aside { conditions, announce: arguments.announce };
+            runner.run_concurrent(input, aside, Concurrency { records, order }, shutdown).await
+        }
+        (None, None) => runner.run(input, Relay(conditions), shutdown).await,
     };
     ended.map_err(|error| error.to_string())
 }

@@ -10,12 +10,14 @@ use rdkafka::{Offset, TopicPartitionList};
 use weir_contracts::{Lane, RETRY_TIERS};
 
 use super::Engine;
-use crate::assignment::{GroupContext, Position, positions};
+use crate::assignment::{GroupContext, Position, Standing, positions};
 use crate::clock::now_millis;
 use crate::commit::insist;
+use crate::concurrent::Mode;
 use crate::lane::{Intake, OwnedLane};
 use crate::ownership::LaneEpoch;
 use crate::process::Prepared;
+use crate::progress::{Progress, Unreadable};
 use crate::state::{RestoreError, StoreError};
 use crate::transaction::TransactionError;
 use crate::{PauseReason, metric};
@@ -34,9 +36,9 @@ impl Engine {
             lanes.iter().map(|lane| (*lane, self.ownership.assign(*lane))).collect();
         self.restore(&epochs)?;
         let (mut fresh, mut returning) = (
-            take_on(&self.consumer, &self.input, &fresh)?,
+            take_on(&self.consumer, &self.input, &fresh, self.mode)?,
             match &self.returning {
-                Some(topic) => take_on(&topic.consumer, &topic.topic, &returning)?,
+                Some(topic) => take_on(&topic.consumer, &topic.topic, &returning, self.mode)?,
                 None => BTreeMap::new(),
             },
         );
@@ -118,8 +120,8 @@ impl Engine {
     pub(super) fn finish_within_grace(&mut self, lanes: &[Lane]) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_millis(self.config.grace_ms);
         let running = |engine: &Self| {
-            let busy = lanes.iter().any(|lane| engine.lanes.get(lane).is_some_and(|lane| lane.in_flight() > 0));
-            engine.processing && busy && !engine.status.is_unavailable()
+            let busy = lanes.iter().any(|lane| engine.lanes.get(lane).is_some_and(|lane| lane.running > 0));
+            busy && engine.is_working()
         };
         while running(self) && Instant::now() < deadline {
             match self.done.recv_timeout(Duration::from_millis(20)) {
@@ -199,23 +201,41 @@ impl Engine {
 fn take_on(
     consumer: &Arc<BaseConsumer<GroupContext>>,
     topic: &Arc<str>,
-    lanes: &[(Lane, Position)],
+    lanes: &[Standing],
+    mode: Mode,
 ) -> Result<BTreeMap<Lane, (Intake, Position)>, String> {
     let mut list = TopicPartitionList::with_capacity(lanes.len());
-    for (lane, position) in lanes {
+    for Standing { lane, position, .. } in lanes {
         let (Position::At(offset) | Position::Gap { to: offset, .. }) = position;
         list.add_partition_offset(topic, lane.0, Offset::Offset(*offset)).map_err(|error| error.to_string())?;
     }
     consumer.incremental_assign(&list).map_err(|error| error.to_string())?;
     let timed = RETRY_TIERS.iter().any(|(tier, _)| topic.ends_with(tier.name()));
-    let intakes = lanes.iter().map(|(lane, position)| {
+    let intakes = lanes.iter().map(|standing| {
+        let Standing { lane, position, .. } = standing;
         let queue = consumer.split_partition_queue(topic, lane.0).map(|mut queue| {
             let thread = std::thread::current();
             queue.set_nonempty_callback(move || thread.unpark());
             queue
         });
         let (Position::At(offset) | Position::Gap { from: offset, .. }) = *position;
-        (*lane, (Intake::new(Arc::clone(topic), timed, queue, offset), *position))
+        let progress = progress(topic, standing, mode)?;
+        Ok((*lane, (Intake::new(Arc::clone(topic), timed, queue, offset, progress), *position)))
     });
-    Ok(intakes.collect())
+    intakes.collect()
+}
+
+/// What is done of a lane, where records complete out of order.
+pub(super) fn progress(topic: &str, standing: &Standing, mode: Mode) -> Result<Option<Progress>, String> {
+    let (Position::At(offset) | Position::Gap { from: offset, .. }) = standing.position;
+    let resumed = match mode {
+        Mode::Each(_) => Progress::resume(offset, &standing.beyond).map(Some),
+        // As if it had been done in order; what is done beyond the position would be done again.
+        Mode::Batches if !standing.beyond.is_empty() => Err(Unreadable),
+        Mode::Batches => Ok(None),
+    };
+    resumed.map_err(|error| {
+        let lane = standing.lane;
+        format!("{topic}/{lane}, offset {offset}: {error}. Run the version of the service that committed it")
+    })
 }

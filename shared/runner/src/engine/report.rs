@@ -17,7 +17,7 @@ impl Engine {
     pub(super) fn committed(&mut self, ready: &[Prepared], next: &Positions) {
         for ((topic, lane), position) in next {
             if let Some(intake) = self.lanes.get_mut(lane).and_then(|owned| owned.intake(topic)) {
-                intake.committed = *position;
+                intake.committed = position.offset;
                 intake.oldest_in_flight = None;
             }
         }

@@ -7,9 +7,10 @@ use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use weir_contracts::{Lane, LaneStop, StopReason};
 
+use super::rebalance::progress;
 use super::{Engine, runs};
 use crate::PauseReason;
-use crate::assignment::{GroupContext, Position, positions};
+use crate::assignment::{GroupContext, Position, Standing, positions};
 use crate::client::CALL_TIMEOUT;
 use crate::clock::now_millis;
 use crate::lane_stops::Change;
@@ -148,17 +149,17 @@ impl Engine {
         self.restore(&BTreeMap::from([(lane, epoch)]))?;
         if let Some(owned) = self.lanes.get_mut(&lane) {
             owned.resume(epoch);
-            for (topic, position) in &found {
-                let (Position::At(offset) | Position::Gap { from: offset, .. }) = *position;
+            for (topic, standing) in &found {
+                let (Position::At(offset) | Position::Gap { from: offset, .. }) = standing.position;
                 if let Some(intake) = owned.intake(topic) {
-                    intake.rewind(offset);
+                    intake.rewind(offset, progress(topic, standing, self.mode)?);
                 }
             }
         }
         self.status.owned(lane);
         tracing::info!(stage = self.stage, topic = %self.input, lane = lane.0, "lane resumed");
-        for (topic, position) in found {
-            if let Position::Gap { from, to } = position {
+        for (topic, standing) in found {
+            if let Position::Gap { from, to } = standing.position {
                 self.stop_at_gap(lane, &topic, from, to);
             }
         }
@@ -166,7 +167,7 @@ impl Engine {
     }
 
     /// Moves the consumers of a lane back to its committed positions.
-    fn go_back(&self, lane: Lane) -> Result<Vec<(Arc<str>, Position)>, String> {
+    fn go_back(&self, lane: Lane) -> Result<Vec<(Arc<str>, Standing)>, String> {
         let mut found = vec![go_back(&self.consumer, &self.input, lane)?];
         if let Some(returning) = &self.returning {
             found.push(go_back(&returning.consumer, &returning.topic, lane)?);
@@ -179,11 +180,11 @@ fn go_back(
     consumer: &BaseConsumer<GroupContext>,
     topic: &Arc<str>,
     lane: Lane,
-) -> Result<(Arc<str>, Position), String> {
+) -> Result<(Arc<str>, Standing), String> {
     let found = positions(consumer, topic, &[lane]).map_err(|error| error.to_string())?;
-    let (_, position) = found.into_iter().next().ok_or("no position")?;
-    let (Position::At(offset) | Position::Gap { to: offset, .. }) = position;
+    let standing = found.into_iter().next().ok_or("no position")?;
+    let (Position::At(offset) | Position::Gap { to: offset, .. }) = standing.position;
     // Also drops what the client has fetched ahead.
     consumer.seek(topic, lane.0, Offset::Offset(offset), CALL_TIMEOUT).map_err(|error| error.to_string())?;
-    Ok((Arc::clone(topic), position))
+    Ok((Arc::clone(topic), standing))
 }

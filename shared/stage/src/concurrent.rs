@@ -1,0 +1,35 @@
+//! Stages whose records do not wait for one another.
+
+use std::future::Future;
+
+use weir_contracts::Record;
+
+use crate::{Delivery, Failure, Outcome, Output, StageError};
+
+/// A transformation that makes slow, independent calls, such as those of language models: many records of a lane are worked
+/// on at once and complete in any order. It keeps no state.
+pub trait ConcurrentStage: Send + Sync + 'static {
+    /// What it reads.
+    type Input: Record;
+
+    /// What becomes of a record. Asked again after a crash or an unavailable dependency; dropped when the record's lane
+    /// goes to another instance.
+    ///
+    /// # Errors
+    /// [`StageError::Unavailable`] when the record is fine but something it needs is not there: it alone is tried again.
+    /// [`StageError::Fatal`] when the stage can't go on at all.
+    fn process(&self, delivery: &Delivery<Self::Input>) -> impl Future<Output = Result<Outcome, StageError>> + Send;
+
+    /// As [`crate::Stage::last_words`].
+    ///
+    /// # Errors
+    /// As [`ConcurrentStage::process`].
+    fn last_words(
+        &self,
+        delivery: &Delivery<Self::Input>,
+        failure: &Failure,
+    ) -> impl Future<Output = Result<Vec<Output>, StageError>> + Send {
+        let _ = (delivery, failure);
+        async { Ok(Vec::new()) }
+    }
+}
