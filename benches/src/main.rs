@@ -2,6 +2,7 @@
 
 mod concurrent;
 mod embed;
+mod outage;
 mod pipeline;
 mod relay;
 mod scrape;
@@ -9,9 +10,10 @@ mod state;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use color_eyre::eyre::Result;
+use color_eyre::eyre::{Result, ensure};
 use serde_json::{Value, json};
 use weir_testing::Broker;
 
@@ -39,6 +41,9 @@ struct Arguments {
     /// Keys of the state.
     #[arg(long, default_value_t = 1_000_000)]
     keys: usize,
+    /// Seconds of each of the five parts of the outage drill.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    part_seconds: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -57,6 +62,8 @@ enum Bench {
     State,
     /// 10,000 records of one partition side by side, by key, with 0 to 5 ms of work each.
     Concurrent,
+    /// The provider of models goes down for two minutes of five; fails when a target is missed.
+    Outage,
 }
 
 impl Bench {
@@ -69,6 +76,7 @@ impl Bench {
             Self::Memory => "memory",
             Self::State => "state",
             Self::Concurrent => "concurrent",
+            Self::Outage => "outage",
         }
     }
 }
@@ -77,6 +85,13 @@ impl Bench {
 fn median(figures: &mut [f64]) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or_default()
+}
+
+/// The figure below which `percent` of all lie; they get sorted.
+fn percentile(figures: &mut [f64], percent: usize) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let place = (figures.len() * percent / 100).min(figures.len().saturating_sub(1));
+    figures.get(place).copied().unwrap_or_default()
 }
 
 /// A figure that should reach a target.
@@ -109,8 +124,14 @@ fn main() -> Result<()> {
         let figures = runtime.block_on(measure(*bench, &arguments))?;
         table(&figures, 2);
         write(&arguments.out, bench.name(), &figures)?;
+        ensure!(*bench != Bench::Outage || all_met(&figures), "a target of the drill was missed, see above");
     }
     Ok(())
+}
+
+fn all_met(figures: &Value) -> bool {
+    let targets = figures.get("targets").and_then(Value::as_object);
+    targets.is_some_and(|targets| targets.values().all(|target| target.get("met") == Some(&Value::Bool(true))))
 }
 
 async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
@@ -125,6 +146,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
         Bench::Memory => pipeline::memory(arguments.short_documents).await,
         Bench::State => tokio::task::block_in_place(|| state::run(arguments.keys)),
         Bench::Concurrent => concurrent::run(arguments.rounds).await,
+        Bench::Outage => outage::run(Duration::from_secs(arguments.part_seconds)).await,
     }
 }
 

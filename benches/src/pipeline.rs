@@ -16,7 +16,7 @@ use weir_stage::Output;
 use weir_testing::{Broker, Pipeline, program};
 
 use crate::scrape::Metrics;
-use crate::{at_least, at_most};
+use crate::{at_least, at_most, percentile};
 
 const LANES: i32 = 4;
 const TENANT: &str = "bench";
@@ -323,13 +323,6 @@ pub async fn memory(documents: usize) -> Result<Value> {
         "peak_mb": peaks,
         "targets": { "peak_mb": without_model.iter().map(target).collect::<Map<_, _>>() },
     }))
-}
-
-/// The figure below which `percent` of all lie; they get sorted.
-fn percentile(figures: &mut [f64], percent: usize) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    let place = (figures.len() * percent / 100).min(figures.len().saturating_sub(1));
-    figures.get(place).copied().unwrap_or_default()
 }
 
 fn count(n: usize) -> f64 {

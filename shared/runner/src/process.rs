@@ -180,42 +180,39 @@ impl From<StageError> for Wait {
 impl<S: Stage> Processor<S> {
     /// Processes batches until the loop goes away.
     pub(crate) async fn run(mut self, batches: Arc<Batches>, done: mpsc::Sender<Processed>, wake: Thread) {
+        let hand_over = |processed: Processed| {
+            let goes_on = !matches!(processed, Processed::Failed(_));
+            let heard = done.send(processed).is_ok();
+            wake.unpark();
+            goes_on && heard
+        };
         while let Some(batch) = batches.next().await {
-            let processed = match self.mode {
-                Mode::Batches => self.until_available(batch).await,
-                Mode::Each(_) => match AssertUnwindSafe(self.one_by_one(batch, &done, &wake)).catch_unwind().await {
-                    Ok(processed) => processed,
-                    Err(_) => Processed::Failed("a processor panicked; see the log".into()),
+            let goes_on = match self.mode {
+                Mode::Batches => hand_over(self.until_available(batch).await),
+                Mode::Each(_) => match AssertUnwindSafe(self.one_by_one(batch, &hand_over)).catch_unwind().await {
+                    Ok(goes_on) => goes_on,
+                    Err(_) => hand_over(Processed::Failed("a processor panicked; see the log".into())),
                 },
             };
-            let failed = matches!(processed, Processed::Failed(_));
-            let gone = done.send(processed).is_err() || done.send(Processed::Idle).is_err();
-            wake.unpark();
-            if gone || failed {
+            if !goes_on || !hand_over(Processed::Idle) {
                 return;
             }
         }
     }
 
-    /// Processes records one after another, handing over all but the last as it is done.
-    async fn one_by_one(&mut self, batch: Vec<RawRecord>, done: &mpsc::Sender<Processed>, wake: &Thread) -> Processed {
-        let mut last = Processed::Done(Vec::new());
+    /// Processes records one after another, and hands each over as it is done. False when there is no going on.
+    async fn one_by_one(&mut self, batch: Vec<RawRecord>, hand_over: &(impl Fn(Processed) -> bool + Sync)) -> bool {
         for raw in batch {
             // What has not begun by then is left to whoever goes on.
             if self.shutdown.is_cancelled() {
                 break;
             }
-            let before = std::mem::replace(&mut last, self.while_owned(raw).await);
-            if matches!(&before, Processed::Done(prepared) if !prepared.is_empty()) {
-                // When the loop is gone, the end of the batch tells.
-                let _ = done.send(before);
-                wake.unpark();
-            }
-            if matches!(last, Processed::Failed(_)) {
-                break;
+            let processed = self.while_owned(raw).await;
+            if !hand_over(processed) {
+                return false;
             }
         }
-        last
+        true
     }
 
     /// Processes a record, and gives it up when its lane goes.
