@@ -211,6 +211,8 @@ impl<R: Retrieve> Answering<R> {
             temperature: self.parts.config.temperature,
             deadline: remaining.map(|left| tokio::time::Instant::now() + left),
             idempotency_key: Some(format!("{}/{}", ask.question.tenant, ask.question.request_id)),
+            tenant: Some(ask.question.tenant.to_string()),
+            prompt_version: Some(ask.version.to_owned()),
         };
         let calling = Instant::now();
         let mut streamer = Streamer::start(Arc::clone(&self.parts.tokens), ask.origin());

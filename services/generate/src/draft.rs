@@ -61,6 +61,7 @@ impl Draft {
         let mut cost = Usd::default();
         for call in &self.calls {
             usage.input += call.usage.input;
+            usage.cached += call.usage.cached;
             usage.output += call.usage.output;
             usage.estimated |= call.usage.estimated;
             cost += call.cost;

@@ -16,7 +16,7 @@ use weir_generate::{
     Answering, Meaning, Parts, Passage, Prompts, Retrieve, RetrieveError, RouteQuestions, TokenSink, Wanted,
 };
 use weir_llm::testing::{Behaviour, FakeProvider};
-use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, TimeoutConfig};
+use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, RetryConfig, TimeoutConfig};
 use weir_models::ModelConfig;
 use weir_stage::{Batch, ConcurrentStage, Coordinates, Delivery, Failure, Headers, Outcome, Stage, StageError};
 use weir_vectors::{Hit, VectorError};
@@ -117,13 +117,22 @@ async fn house(providers: &[&FakeProvider]) -> House {
                 let config = ProviderConfig {
                     base_url: provider.base_url(),
                     model: "model".into(),
-                    price: PriceConfig { input_per_million: 1.0, output_per_million: 1.0 },
+                    price: PriceConfig { input_per_million: 1.0, output_per_million: 1.0, ..PriceConfig::default() },
                     ..ProviderConfig::default()
                 };
                 (format!("p{at}"), config)
             })
             .collect(),
-        timeouts: TimeoutConfig { connect_ms: 100, first_token_ms: 400, between_tokens_ms: 200, total_ms: 1_000 },
+        timeouts: TimeoutConfig {
+            connect_ms: 100,
+            first_token_ms: 400,
+            between_tokens_ms: 200,
+            inference_ms: 1_000,
+            ..TimeoutConfig::default()
+        },
+        // What a question does when a provider fails for good shows without them, and sooner.
+        retries: RetryConfig { max: 0, ..RetryConfig::default() },
+        ..LlmConfig::default()
     };
     let away = Arc::new(AtomicBool::new(false));
     let tokens = Arc::new(Tokens::default());

@@ -1,16 +1,25 @@
 //! Providers in the order they are tried.
 
+use std::fmt;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
-use tokio::time::Instant;
-use tracing::{info, warn};
+use metrics::counter;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
 
-use crate::client::{ChatRequest, Deltas, Finish, Provider};
+use crate::breaker::Outcome;
+use crate::call::{Call, Running};
+use crate::client::{ChatRequest, Completion, Deltas, Failed, Finish, Provider};
 use crate::config::{InvalidConfig, LlmConfig};
 use crate::error::{CallError, Step};
-use crate::metric::{self, InFlight};
-use crate::pricing::{TokenUsage, Usd};
+use crate::link::Link;
+use crate::metric;
+use crate::question::{Next, Question};
+use crate::retry::RetryConfig;
+use crate::timeouts::{End, TimeoutConfig};
 
 /// The chain can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -26,25 +35,6 @@ pub enum ChainError {
         /// What is wrong.
         source: reqwest::Error,
     },
-}
-
-/// One call that was made; becomes a usage record.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Call {
-    /// Name of the provider.
-    pub provider: String,
-    /// Model.
-    pub model: String,
-    /// Which attempt of the question it was, from 1.
-    pub attempt: i32,
-    /// `ok`, or the class of the error.
-    pub status: &'static str,
-    /// Tokens; of a failed call what it may have cost, estimated.
-    pub usage: TokenUsage,
-    /// By the configured prices.
-    pub cost: Usd,
-    /// Duration.
-    pub latency: Duration,
 }
 
 /// A complete answer, and who gave it.
@@ -73,16 +63,40 @@ pub struct Partial {
     pub text: String,
 }
 
+/// Why a provider gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Name of the provider.
+    pub provider: String,
+    /// Its latest error, or why it was not asked.
+    pub error: CallError,
+}
+
 /// No provider gave a complete answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no provider answered; the last one, {provider}: {error}")]
 pub struct Exhausted {
-    /// The provider that was tried last.
+    /// The provider that was asked last; if none was, the last that could not be asked; empty when there was no time to
+    /// try any.
     pub provider: String,
     /// Its error.
     pub error: CallError,
+    /// Every provider that was tried, in the order of the chain.
+    pub providers: Vec<Unanswered>,
     /// What the latest attempt that had begun to answer had said.
     pub partial: Option<Partial>,
+}
+
+impl fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no provider answered")?;
+        for Unanswered { provider, error } in &self.providers {
+            write!(f, "; {provider}: {error}")?;
+        }
+        if self.providers.is_empty() {
+            write!(f, ": {}", self.error)?;
+        }
+        Ok(())
+    }
 }
 
 impl Exhausted {
@@ -102,10 +116,13 @@ pub struct Run {
     pub calls: Vec<Call>,
 }
 
-/// Providers in the order they are tried, each once.
+/// Providers in the order they are tried. Clones share breakers, gates and budgets: a process has one chain.
 #[derive(Debug, Clone)]
 pub struct Chain {
-    providers: Vec<Provider>,
+    links: Arc<[Link]>,
+    timeouts: TimeoutConfig,
+    retries: RetryConfig,
+    random: Arc<Mutex<StdRng>>,
 }
 
 impl Chain {
@@ -114,117 +131,105 @@ impl Chain {
     /// # Errors
     /// When the configuration can't work.
     pub fn new(config: &LlmConfig) -> Result<Option<Self>, ChainError> {
-        let providers = config
+        let now = Instant::now();
+        let links = config
             .ordered()?
             .into_iter()
             .map(|(name, provider)| {
-                Provider::new(name, provider, &config.timeouts)
-                    .map_err(|source| ChainError::Http { provider: name.to_owned(), source })
+                let client = Provider::new(provider, &config.timeouts)
+                    .map_err(|source| ChainError::Http { provider: name.to_owned(), source })?;
+                Ok(Link::new(name, &provider.model, provider.price, Box::new(client), config, now))
             })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok((!providers.is_empty()).then_some(Self { providers }))
+            .collect::<Result<Vec<_>, ChainError>>()?;
+        Ok((!links.is_empty()).then(|| Self::of(links, config)))
     }
 
-    /// Asks one provider after the other until one gives a complete answer or the deadline passes. Attempts count
-    /// from `first_attempt`.
+    fn of(links: Vec<Link>, config: &LlmConfig) -> Self {
+        let random = Arc::new(Mutex::new(StdRng::from_os_rng()));
+        Self { links: links.into(), timeouts: config.timeouts, retries: config.retries, random }
+    }
+
+    /// Draws its waits from this seed, so that a run can be repeated.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))), ..self }
+    }
+
+    /// How long each part of answering may take; the deadline of a question that names none among it.
+    #[must_use]
+    pub fn timeouts(&self) -> &TimeoutConfig {
+        &self.timeouts
+    }
+
+    /// Asks the providers until one gives a complete answer, none is left, or the step or the deadline ends. What may
+    /// pass is tried again with the same provider, then the next one is asked; a request that is at fault itself, or
+    /// that a model refuses, is put to no other. Attempts count from `first_attempt`, one a call.
     pub async fn ask(&self, request: &ChatRequest, first_attempt: i32, deltas: &mut dyn Deltas) -> Run {
         let began = Instant::now();
-        let mut calls = Vec::new();
+        let end = End::of(began, &self.timeouts, request.deadline);
+        let mut question = Question::new(&self.links, &self.retries, &self.random, began, end);
+        let mut calls: Vec<Call> = Vec::new();
         let mut partial = None;
-        let mut last = None;
-        for (attempt, provider) in (first_attempt..).zip(&self.providers) {
-            let called = Instant::now();
-            let in_flight = InFlight::count(gauge!(metric::CALLS_IN_FLIGHT, "provider" => provider.name.clone()));
-            let result = provider.ask(request, attempt, deltas).await;
-            drop(in_flight);
-            let latency = called.elapsed();
-            let (status, usage) = match &result {
-                Ok(completion) => ("ok", completion.usage),
-                Err(failed) => (failed.error.class(), failed.usage),
+        let mut attempt = first_attempt;
+        loop {
+            let now = Instant::now();
+            let (at, permit) = match question.next(now) {
+                Next::Call(at, permit) => (at, permit),
+                Next::Wait(until) => {
+                    sleep_until(until).await;
+                    continue;
+                }
+                Next::GiveUp => break,
             };
-            let call = Call {
-                provider: provider.name.clone(),
-                model: provider.config.model.clone(),
-                attempt,
-                status,
-                usage,
-                cost: usage.cost(&provider.config.price),
-                latency,
-            };
-            record(&call);
+            let Some(link) = self.links.get(at) else { break };
+            let running = Running::start(link, request, attempt, end, now);
+            let result = link.provider.ask(request, attempt, end, &mut running.counted(deltas)).await;
+            let call = running.end(&result);
+            permit.report(outcome(&result), call.latency, Instant::now());
+            calls.push(call.clone());
             match result {
                 Ok(completion) => {
-                    let first_token = called.duration_since(began) + completion.first_token;
-                    histogram!(metric::FIRST_TOKEN_SECONDS, "provider" => call.provider.clone(), "model" => call.model.clone())
-                        .record(completion.first_token.as_secs_f64());
-                    calls.push(call.clone());
+                    let first_token = now.duration_since(began) + completion.first_token;
                     let reply = Reply { text: completion.text, finish: completion.finish, first_token, call };
                     return Run { reply: Ok(reply), calls };
                 }
                 Err(failed) => {
-                    warn!(
-                        provider = call.provider,
-                        model = call.model,
-                        attempt,
-                        class = call.status,
-                        error = %failed.error,
-                        elapsed_ms = millis(latency),
-                        "model call failed"
-                    );
+                    question.failed(at, &failed.error, Instant::now());
                     if !failed.partial.is_empty() {
-                        partial = Some(Partial {
-                            provider: call.provider.clone(),
-                            model: call.model.clone(),
-                            attempt,
-                            text: failed.partial,
-                        });
+                        let Call { provider, model, .. } = call;
+                        partial = Some(Partial { provider, model, attempt, text: failed.partial });
                     }
-                    last = Some((call.provider.clone(), failed.error));
-                    calls.push(call);
                 }
             }
-            if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                break;
-            }
+            attempt = attempt.saturating_add(1);
         }
-        let (provider, error) =
-            last.unwrap_or_else(|| (String::new(), CallError::Network { reason: "no provider".into() }));
-        Run { reply: Err(Exhausted { provider, error, partial }), calls }
+        Run { reply: Err(exhausted(question, partial, request)), calls }
     }
 }
 
-/// One log event and the metrics of a call.
-fn record(call: &Call) {
-    info!(
-        provider = call.provider,
-        model = call.model,
-        attempt = call.attempt,
-        status = call.status,
-        input_tokens = call.usage.input,
-        output_tokens = call.usage.output,
-        estimated = call.usage.estimated,
-        cost_usd = call.cost.0,
-        latency_ms = millis(call.latency),
-        "model call"
+fn outcome(result: &Result<Completion, Failed>) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Success,
+        Err(failed) if failed.error.blames_provider() => Outcome::Failure,
+        Err(_) => Outcome::Ignored,
+    }
+}
+
+fn exhausted(question: Question<'_>, partial: Option<Partial>, request: &ChatRequest) -> Exhausted {
+    let ((provider, error), errors) = question.into_errors();
+    let providers = errors.into_iter().map(|(provider, error)| Unanswered { provider, error }).collect();
+    let exhausted = Exhausted { provider, error, providers, partial };
+    counter!(metric::EXHAUSTED, "reason" => exhausted.error.class()).increment(1);
+    warn!(
+        tenant = request.tenant.as_deref(),
+        prompt_version = request.prompt_version.as_deref(),
+        reason = exhausted.error.class(),
+        error = %exhausted,
+        "question not answered"
     );
-    let labels = [("provider", call.provider.clone()), ("model", call.model.clone())];
-    let with = |name: &'static str, value: &str| {
-        let [provider, model] = labels.clone();
-        [provider, model, (name, value.to_owned())]
-    };
-    counter!(metric::CALLS, &with("status", call.status)).increment(1);
-    histogram!(metric::CALL_SECONDS, &labels).record(call.latency.as_secs_f64());
-    counter!(metric::TOKENS, &with("direction", "in")).increment(call.usage.input);
-    counter!(metric::TOKENS, &with("direction", "out")).increment(call.usage.output);
-    counter!(metric::COST, &labels).increment(microdollars(call.cost));
+    exhausted
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-// Costs are not negative, and a cast beyond the range saturates.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn microdollars(cost: Usd) -> u64 {
-    (cost.0 * 1e6).round().max(0.0) as u64
-}
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

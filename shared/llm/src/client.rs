@@ -3,19 +3,25 @@
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use reqwest::header::{ACCEPT, HeaderName, HeaderValue};
 use reqwest::{Client, Response};
 use secrecy::ExposeSecret;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use crate::config::{ProviderConfig, TimeoutConfig};
+use crate::config::ProviderConfig;
 use crate::error::{CallError, Step};
 use crate::pricing::{TokenUsage, estimate_tokens};
 use crate::sse::Events;
+use crate::timeouts::{End, Limits, TimeoutConfig};
 use crate::wire::{self, Message, Said};
 
 /// An answer ends here even if the model goes on; it must fit a record.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
+
+/// Bytes a token of a whole answer has on average, at most. Vocabularies in use have about four: only an answer that
+/// ignores its limit of tokens has more, when its pieces hold many tokens each.
+const MAX_BYTES_PER_TOKEN: usize = 32;
 
 /// Most bytes read of a response that is not a stream.
 const MAX_BODY_BYTES: usize = 4 << 20;
@@ -33,6 +39,10 @@ pub struct ChatRequest {
     pub deadline: Option<Instant>,
     /// Sent as `Idempotency-Key`, for providers that know it.
     pub idempotency_key: Option<String>,
+    /// For whom; logged, never sent.
+    pub tenant: Option<String>,
+    /// Version of the prompt the messages were made of; logged, never sent.
+    pub prompt_version: Option<String>,
 }
 
 impl ChatRequest {
@@ -40,6 +50,11 @@ impl ChatRequest {
     #[must_use]
     pub fn estimated_tokens(&self) -> u64 {
         self.messages.iter().map(|message| estimate_tokens(&message.content)).sum()
+    }
+
+    /// Bytes of the messages.
+    pub(crate) fn bytes(&self) -> usize {
+        self.messages.iter().map(|message| message.content.len()).sum()
     }
 }
 
@@ -87,48 +102,41 @@ pub(crate) struct Failed {
     pub(crate) usage: TokenUsage,
 }
 
+/// What can be asked: a provider, or a script in its place.
+pub(crate) trait Ask: std::fmt::Debug + Send + Sync {
+    /// One call, over at `end`. Gives the pieces to `deltas` as they come.
+    fn ask<'a>(
+        &'a self,
+        request: &'a ChatRequest,
+        attempt: i32,
+        end: End,
+        deltas: &'a mut dyn Deltas,
+    ) -> BoxFuture<'a, Result<Completion, Failed>>;
+}
+
 /// One provider.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Provider {
-    pub(crate) name: String,
-    pub(crate) config: ProviderConfig,
+    config: ProviderConfig,
     timeouts: TimeoutConfig,
     http: Client,
     url: String,
 }
 
-/// What has arrived so far.
-#[derive(Debug, Default)]
+/// What has arrived so far, and how much more may.
+#[derive(Debug)]
 struct Heard {
+    max_bytes: usize,
+    max_pieces: usize,
+    pieces: usize,
     text: String,
     finish: Option<Finish>,
     usage: Option<TokenUsage>,
     first_token: Option<Duration>,
 }
 
-/// The limits of one call, as points in time.
-struct Limits<'a> {
-    began: Instant,
-    timeouts: &'a TimeoutConfig,
-    deadline: Option<Instant>,
-}
-
-impl Limits<'_> {
-    /// The nearest of the step's own limit, the whole call's and the caller's deadline.
-    fn nearest(&self, step: Step, own: Instant) -> (Instant, Step) {
-        let total = (self.began + self.timeouts.total(), Step::Total);
-        let deadline = self.deadline.map(|at| (at, Step::Deadline));
-        [Some((own, step)), Some(total), deadline].into_iter().flatten().min_by_key(|(at, _)| *at).unwrap_or(total)
-    }
-
-    async fn within<T>(&self, step: Step, own: Instant, work: impl Future<Output = T>) -> Result<T, CallError> {
-        let (at, step) = self.nearest(step, own);
-        timeout_at(at, work).await.map_err(|_| CallError::Timeout { step, elapsed: self.began.elapsed() })
-    }
-}
-
 impl Provider {
-    pub(crate) fn new(name: &str, config: &ProviderConfig, timeouts: &TimeoutConfig) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(config: &ProviderConfig, timeouts: &TimeoutConfig) -> Result<Self, reqwest::Error> {
         let http = Client::builder()
             .connect_timeout(timeouts.connect())
             // A redirect would carry question and key to whoever is named there.
@@ -136,22 +144,20 @@ impl Provider {
             .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
             .build()?;
         let url = format!("{}/chat/completions", config.base_url.trim_end_matches('/'));
-        Ok(Self { name: name.to_owned(), config: config.clone(), timeouts: *timeouts, http, url })
+        Ok(Self { config: config.clone(), timeouts: *timeouts, http, url })
     }
 
-    /// Asks, giving the pieces to `deltas` as they come.
-    pub(crate) async fn ask(
+    async fn call(
         &self,
         request: &ChatRequest,
         attempt: i32,
+        end: End,
         deltas: &mut dyn Deltas,
     ) -> Result<Completion, Failed> {
-        let mut heard = Heard::default();
-        let limits = Limits { began: Instant::now(), timeouts: &self.timeouts, deadline: request.deadline };
+        let mut heard = Heard::room_for(request, self.config.stream);
+        let limits = Limits { began: Instant::now(), timeouts: &self.timeouts, end };
         let result = self.exchange(request, attempt, &limits, &mut heard, deltas).await;
-        let estimate =
-            TokenUsage { input: request.estimated_tokens(), output: estimate_tokens(&heard.text), estimated: true };
-        let usage = heard.usage.unwrap_or(estimate);
+        let usage = heard.usage.unwrap_or_else(|| heard.estimate(request));
         match (result, heard.finish) {
             (Ok(()), Some(finish)) => Ok(Completion {
                 text: heard.text,
@@ -180,7 +186,7 @@ impl Provider {
         let response = self.send(request, limits).await?;
         let mut body = response.bytes_stream();
         if !self.config.stream {
-            let whole = limits.within(Step::Total, limits.began + self.timeouts.total(), read_all(body)).await??;
+            let whole = limits.within(Step::Inference, limits.inference(), read_all(body)).await??;
             let said = wire::read(&whole)?;
             heard.take(said, limits.began, attempt, deltas);
             return Ok(());
@@ -189,7 +195,7 @@ impl Provider {
         let mut last = limits.began;
         loop {
             let (step, own) = match heard.first_token {
-                None => (Step::FirstToken, limits.began + self.timeouts.first_token()),
+                None => (Step::FirstToken, limits.first_token()),
                 Some(_) => (Step::BetweenTokens, last + self.timeouts.between_tokens()),
             };
             let piece = match limits.within(step, own, body.next()).await {
@@ -227,9 +233,9 @@ impl Provider {
             post = post.header(HeaderName::from_static("idempotency-key"), key);
         }
         let (step, own) = if self.config.stream {
-            (Step::FirstToken, limits.began + self.timeouts.first_token())
+            (Step::FirstToken, limits.first_token())
         } else {
-            (Step::Total, limits.began + self.timeouts.total())
+            (Step::Inference, limits.inference())
         };
         let sent = limits.within(step, own, post.send()).await?;
         let response = sent.map_err(|error| CallError::from_send(error, limits.began.elapsed()))?;
@@ -243,16 +249,42 @@ impl Provider {
     }
 }
 
+impl Ask for Provider {
+    fn ask<'a>(
+        &'a self,
+        request: &'a ChatRequest,
+        attempt: i32,
+        end: End,
+        deltas: &'a mut dyn Deltas,
+    ) -> BoxFuture<'a, Result<Completion, Failed>> {
+        Box::pin(self.call(request, attempt, end, deltas))
+    }
+}
+
 impl Heard {
+    /// A piece of a stream holds a token at least, so more pieces than tokens were allowed show a provider that ignores
+    /// the limit. An answer that comes whole was paid for already.
+    fn room_for(request: &ChatRequest, stream: bool) -> Self {
+        let tokens = usize::try_from(request.max_tokens).unwrap_or(usize::MAX);
+        let (max_bytes, max_pieces) = if stream {
+            (MAX_ANSWER_BYTES.min(tokens.saturating_mul(MAX_BYTES_PER_TOKEN)), tokens)
+        } else {
+            (MAX_ANSWER_BYTES, usize::MAX)
+        };
+        let (text, finish, usage, first_token) = (String::new(), None, None, None);
+        Self { max_bytes, max_pieces, pieces: 0, text, finish, usage, first_token }
+    }
+
     /// Whether there was room for all of it.
     fn take(&mut self, said: Said, began: Instant, attempt: i32, deltas: &mut dyn Deltas) -> bool {
-        let room = MAX_ANSWER_BYTES.saturating_sub(self.text.len());
-        let text = said.text.get(..said.text.floor_char_boundary(room)).unwrap_or_default();
+        let left = if self.pieces < self.max_pieces { self.max_bytes.saturating_sub(self.text.len()) } else { 0 };
+        let text = said.text.get(..said.text.floor_char_boundary(left)).unwrap_or_default();
         let whole = text.len() == said.text.len();
         if !text.is_empty() {
             self.first_token.get_or_insert_with(|| began.elapsed());
             deltas.delta(attempt, text);
             self.text.push_str(text);
+            self.pieces += 1;
         }
         if let Some(reason) = said.finish {
             self.finish = Some(if reason == "length" { Finish::Length } else { Finish::Stop });
@@ -260,10 +292,21 @@ impl Heard {
         if !whole {
             self.finish = Some(Finish::Length);
         }
-        if let Some((input, output)) = said.usage {
-            self.usage = Some(TokenUsage { input, output, estimated: false });
+        if let Some(usage) = said.usage {
+            self.usage = Some(usage);
         }
         whole
+    }
+
+    /// What it may have cost, where the provider does not say.
+    fn estimate(&self, request: &ChatRequest) -> TokenUsage {
+        let pieces = u64::try_from(self.pieces).unwrap_or(u64::MAX);
+        TokenUsage {
+            input: request.estimated_tokens(),
+            cached: 0,
+            output: estimate_tokens(&self.text).max(pieces),
+            estimated: true,
+        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! Settings of the providers.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+
+use crate::breaker::BreakerConfig;
+use crate::retry::RetryConfig;
+use crate::retry_budget::RetryBudgetConfig;
+use crate::timeouts::TimeoutConfig;
 
 /// Section `[llm]`: which models write answers. Without a provider answers are extractive.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -14,8 +18,14 @@ pub struct LlmConfig {
     pub chain: Vec<String>,
     /// The providers by name: `[llm.providers.<name>]`.
     pub providers: BTreeMap<String, ProviderConfig>,
-    /// How long each part of a call may take.
+    /// How long each part of answering may take.
     pub timeouts: TimeoutConfig,
+    /// How often a question is put again.
+    pub retries: RetryConfig,
+    /// How many retries a provider gets from all questions together.
+    pub retry_budget: RetryBudgetConfig,
+    /// When a model that fails is left alone, and for how long.
+    pub breaker: BreakerConfig,
 }
 
 /// An endpoint that speaks OpenAI's chat completions.
@@ -59,46 +69,10 @@ impl Default for ProviderConfig {
 pub struct PriceConfig {
     /// US dollars for a million input tokens.
     pub input_per_million: f64,
+    /// US dollars for a million input tokens that the provider had in its cache; the price of input unless said.
+    pub cached_input_per_million: Option<f64>,
     /// US dollars for a million output tokens.
     pub output_per_million: f64,
-}
-
-/// Milliseconds each part of a call may take. They nest: connect < first token < total, between tokens < total.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TimeoutConfig {
-    /// To connect, TLS included.
-    pub connect_ms: u64,
-    /// From sending the request to the first piece of text.
-    pub first_token_ms: u64,
-    /// Between two pieces of text.
-    pub between_tokens_ms: u64,
-    /// The whole call.
-    pub total_ms: u64,
-}
-
-impl Default for TimeoutConfig {
-    fn default() -> Self {
-        Self { connect_ms: 2_000, first_token_ms: 20_000, between_tokens_ms: 10_000, total_ms: 45_000 }
-    }
-}
-
-impl TimeoutConfig {
-    pub(crate) fn connect(&self) -> Duration {
-        Duration::from_millis(self.connect_ms)
-    }
-
-    pub(crate) fn first_token(&self) -> Duration {
-        Duration::from_millis(self.first_token_ms)
-    }
-
-    pub(crate) fn between_tokens(&self) -> Duration {
-        Duration::from_millis(self.between_tokens_ms)
-    }
-
-    pub(crate) fn total(&self) -> Duration {
-        Duration::from_millis(self.total_ms)
-    }
 }
 
 /// Settings that can't work; the message names the setting and the cure.
@@ -112,6 +86,12 @@ pub enum InvalidConfig {
         /// The names there are.
         known: String,
     },
+    /// The chain names a provider twice.
+    #[error("llm.chain names {name:?} twice; how often it is tried is a matter of llm.retries.max")]
+    Repeated {
+        /// The name.
+        name: String,
+    },
     /// A provider lacks what it needs.
     #[error("llm.providers.{provider}.{field} {problem}")]
     Provider {
@@ -121,6 +101,14 @@ pub enum InvalidConfig {
         field: &'static str,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A value out of its range.
+    #[error("llm.{key} {problem}")]
+    Setting {
+        /// Which setting, below `llm`.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
     },
     /// The timeouts do not nest.
     #[error("llm.timeouts.{inner} ({inner_ms} ms) must be above 0 and below llm.timeouts.{outer} ({outer_ms} ms)")]
@@ -136,14 +124,27 @@ pub enum InvalidConfig {
     },
 }
 
+impl InvalidConfig {
+    pub(crate) fn setting(key: &'static str, problem: &'static str) -> Self {
+        Self::Setting { key, problem }
+    }
+}
+
 impl LlmConfig {
     /// The providers in the order they are tried.
     ///
     /// # Errors
-    /// When the chain names an unknown provider, a provider lacks a URL or a model, a price is negative, or the
-    /// timeouts do not nest.
+    /// When the chain names an unknown provider or one twice, a provider lacks a URL or a model, a price is negative,
+    /// the timeouts do not nest, or a setting of retries or breakers is out of its range.
     pub fn ordered(&self) -> Result<Vec<(&str, &ProviderConfig)>, InvalidConfig> {
-        self.check_timeouts()?;
+        self.timeouts.check()?;
+        self.retries.check()?;
+        self.retry_budget.check()?;
+        self.breaker.check()?;
+        let mut named = BTreeSet::new();
+        if let Some(name) = self.chain.iter().find(|name| !named.insert(*name)) {
+            return Err(InvalidConfig::Repeated { name: name.clone() });
+        }
         let names: Vec<&String> =
             if self.chain.is_empty() { self.providers.keys().collect() } else { self.chain.iter().collect() };
         names.into_iter().map(|name| self.provider(name)).collect()
@@ -166,24 +167,10 @@ impl LlmConfig {
             return Err(wrong("model", "is empty; name the model to ask for"));
         }
         let price = &provider.price;
-        if !(price.input_per_million >= 0.0 && price.output_per_million >= 0.0) {
+        if !(price.input_per_million >= 0.0 && price.cached_input() >= 0.0 && price.output_per_million >= 0.0) {
             return Err(wrong("price", "must not be negative"));
         }
         Ok((name, provider))
-    }
-
-    fn check_timeouts(&self) -> Result<(), InvalidConfig> {
-        let t = &self.timeouts;
-        for (inner, inner_ms, outer, outer_ms) in [
-            ("connect_ms", t.connect_ms, "first_token_ms", t.first_token_ms),
-            ("first_token_ms", t.first_token_ms, "total_ms", t.total_ms),
-            ("between_tokens_ms", t.between_tokens_ms, "total_ms", t.total_ms),
-        ] {
-            if inner_ms == 0 || inner_ms >= outer_ms {
-                return Err(InvalidConfig::Timeouts { inner, inner_ms, outer, outer_ms });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -229,8 +216,51 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_that_do_not_nest_are_refused() {
-        let message = parse("timeouts.first_token_ms = 60000").ordered().unwrap_err().to_string();
-        assert!(message.contains("first_token_ms") && message.contains("total_ms"), "{message}");
+    fn a_name_twice_in_the_chain_is_refused() {
+        let text = TWO.replace("[\"second\", \"first\"]", "[\"second\", \"second\"]");
+        assert_eq!(parse(&text).ordered().unwrap_err(), InvalidConfig::Repeated { name: "second".into() });
+    }
+
+    #[test]
+    fn timeouts_that_do_not_nest_are_refused_with_both_keys() {
+        for (text, inner, outer) in [
+            ("connect_ms = 20000", "connect_ms", "first_token_ms"),
+            ("first_token_ms = 45000", "first_token_ms", "inference_ms"),
+            ("between_tokens_ms = 50000", "between_tokens_ms", "inference_ms"),
+            ("inference_ms = 60000", "inference_ms", "step_ms"),
+            ("tool_ms = 70000", "tool_ms", "step_ms"),
+            ("step_ms = 120000", "step_ms", "end_to_end_ms"),
+            ("tool_ms = 0", "tool_ms", "step_ms"),
+        ] {
+            let message = parse(&format!("timeouts.{text}")).ordered().unwrap_err().to_string();
+            let (inner, outer) = (format!("llm.timeouts.{inner} "), format!("llm.timeouts.{outer} "));
+            assert!(message.contains(&inner) && message.contains(&outer), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_their_key() {
+        for (key, value) in [
+            ("retries.base_ms", "0"),
+            ("retries.max_backoff_ms", "999"),
+            ("retries.max_pause_ms", "0"),
+            ("retry_budget.share", "1.5"),
+            ("retry_budget.share", "nan"),
+            ("retry_budget.per_second", "-1.0"),
+            ("retry_budget.per_second", "inf"),
+            ("retry_budget.window_s", "0"),
+            ("breaker.failure_ratio", "0.0"),
+            ("breaker.window_s", "3601"),
+            ("breaker.burst_window_s", "61"),
+            ("breaker.min_calls", "0"),
+            ("breaker.burst_min_calls", "0"),
+            ("breaker.consecutive_failures", "0"),
+            ("breaker.open_ms", "0"),
+            ("breaker.probes", "0"),
+            ("breaker.slow_call_ms", "0"),
+        ] {
+            let message = parse(&format!("{key} = {value}")).ordered().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("llm.{key} ")), "{message}");
+        }
     }
 }

@@ -16,7 +16,9 @@ pub enum Step {
     /// Waiting for the next piece of text.
     BetweenTokens,
     /// The whole call.
-    Total,
+    Inference,
+    /// All calls of the question together.
+    Ask,
     /// The caller's own deadline.
     Deadline,
 }
@@ -29,13 +31,25 @@ impl Step {
             Self::Connect => "connect",
             Self::FirstToken => "first_token",
             Self::BetweenTokens => "between_tokens",
-            Self::Total => "total",
+            Self::Inference => "inference",
+            Self::Ask => "step",
             Self::Deadline => "deadline",
         }
     }
 }
 
-/// Why a call gave no complete answer. Messages never carry what was asked or answered.
+/// What can be done about a failed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    /// The same provider may succeed with the same call later.
+    Retry,
+    /// The provider won't, but another one may.
+    Failover,
+    /// Nothing: no provider would answer this, or no time is left.
+    Stop,
+}
+
+/// Why a call gave no complete answer, or was not made. Messages never carry what was asked or answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// It took too long.
@@ -87,6 +101,18 @@ pub enum CallError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The call was not made: the provider's breaker is open, or half-open with all its probes under way.
+    #[error("not asked: it failed too often and is tried again in {} s at the earliest", retry_after.as_secs_f64().ceil())]
+    BreakerOpen {
+        /// Until the breaker lets a call through; zero while its probes are under way.
+        retry_after: Duration,
+    },
+    /// The call was not made: the provider asked for a pause that lasts beyond the time the question has.
+    #[error("not asked: it wants no call for another {} s", retry_after.as_secs_f64().ceil())]
+    Paused {
+        /// What is left of the pause.
+        retry_after: Duration,
+    },
 }
 
 impl CallError {
@@ -102,20 +128,46 @@ impl CallError {
             Self::Refused => "refused",
             Self::Broken { .. } => "broken-off",
             Self::Malformed { .. } => "malformed",
+            Self::BreakerOpen { .. } => "breaker-open",
+            Self::Paused { .. } => "paused",
         }
     }
 
-    /// Whether the same call may succeed later.
+    /// What can be done about it.
     #[must_use]
-    pub fn is_retriable(&self) -> bool {
+    pub fn recovery(&self) -> Recovery {
         match self {
-            Self::Timeout { step, .. } => *step != Step::Deadline,
-            Self::Network { .. }
+            Self::Timeout { step: Step::Ask | Step::Deadline, .. } | Self::Refused => Recovery::Stop,
+            Self::Timeout { .. }
+            | Self::Network { .. }
             | Self::RateLimited { .. }
             | Self::Server { .. }
             | Self::Broken { .. }
-            | Self::Malformed { .. } => true,
-            Self::Client { .. } | Self::Refused => false,
+            | Self::Malformed { .. } => Recovery::Retry,
+            // The request itself is at fault, and would be with every provider.
+            Self::Client { status: 400 | 413 | 422, .. } => Recovery::Stop,
+            // The key, the address or the model of this provider.
+            Self::Client { .. } | Self::BreakerOpen { .. } | Self::Paused { .. } => Recovery::Failover,
+        }
+    }
+
+    /// Whether the same provider may succeed with the same call later.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        self.recovery() == Recovery::Retry
+    }
+
+    /// Whether it speaks against the provider's health. Neither what the caller did wrong, nor a limit the provider
+    /// keeps on purpose, nor the caller's own want of time does.
+    pub(crate) fn blames_provider(&self) -> bool {
+        match self {
+            Self::Timeout { step, .. } => !matches!(step, Step::Ask | Step::Deadline),
+            Self::Network { .. } | Self::Server { .. } | Self::Broken { .. } | Self::Malformed { .. } => true,
+            Self::RateLimited { .. }
+            | Self::Client { .. }
+            | Self::Refused
+            | Self::BreakerOpen { .. }
+            | Self::Paused { .. } => false,
         }
     }
 
@@ -124,7 +176,12 @@ impl CallError {
         match self {
             Self::Timeout { step, .. } => *step != Step::Connect,
             Self::Refused | Self::Broken { .. } | Self::Malformed { .. } => true,
-            Self::Network { .. } | Self::RateLimited { .. } | Self::Server { .. } | Self::Client { .. } => false,
+            Self::Network { .. }
+            | Self::RateLimited { .. }
+            | Self::Server { .. }
+            | Self::Client { .. }
+            | Self::BreakerOpen { .. }
+            | Self::Paused { .. } => false,
         }
     }
 
@@ -200,22 +257,32 @@ mod tests {
 
     #[test]
     fn statuses_fall_into_the_class_of_whose_fault_they_are() {
-        for (status, class, retriable) in [
-            (400, "client", false),
-            (401, "client", false),
-            (403, "client", false),
-            (404, "client", false),
-            (413, "client", false),
-            (422, "client", false),
-            (302, "client", false),
-            (408, "server", true),
-            (429, "rate-limited", true),
-            (500, "server", true),
-            (503, "server", true),
-            (529, "server", true),
+        for (status, class, recovery, blames) in [
+            (400, "client", Recovery::Stop, false),
+            (401, "client", Recovery::Failover, false),
+            (403, "client", Recovery::Failover, false),
+            (404, "client", Recovery::Failover, false),
+            (413, "client", Recovery::Stop, false),
+            (422, "client", Recovery::Stop, false),
+            (302, "client", Recovery::Failover, false),
+            (408, "server", Recovery::Retry, true),
+            (429, "rate-limited", Recovery::Retry, false),
+            (500, "server", Recovery::Retry, true),
+            (503, "server", Recovery::Retry, true),
+            (529, "server", Recovery::Retry, true),
         ] {
             let error = classified(status, "");
-            assert_eq!((error.class(), error.is_retriable()), (class, retriable), "{status}");
+            let found = (error.class(), error.recovery(), error.blames_provider());
+            assert_eq!(found, (class, recovery, blames), "{status}");
+        }
+    }
+
+    #[test]
+    fn only_the_providers_own_slowness_is_its_fault_and_worth_a_retry() {
+        for step in [Step::Connect, Step::FirstToken, Step::BetweenTokens, Step::Inference, Step::Ask, Step::Deadline] {
+            let error = CallError::Timeout { step, elapsed: Duration::ZERO };
+            let own = !matches!(step, Step::Ask | Step::Deadline);
+            assert_eq!((error.is_retriable(), error.blames_provider()), (own, own), "{step:?}");
         }
     }
 

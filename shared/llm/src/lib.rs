@@ -1,23 +1,39 @@
 //! OpenAI-compatible providers: one client, one classification of what can go wrong, and a chain of providers that
-//! are tried in order.
+//! are tried in order, each behind a breaker, a gate that keeps to its rate limits, and a budget of retries.
 //!
 //! TLS needs a process-wide provider of cryptography: `main` installs `rustls`' ring provider before the first
 //! [`Chain`] is made.
 
+mod breaker;
+mod call;
 mod chain;
 mod client;
 mod config;
 mod error;
+mod gate;
+mod link;
 pub mod metric;
 mod pricing;
+mod question;
+#[cfg(test)]
+mod recorder;
+mod retry;
+mod retry_budget;
 mod sse;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timeouts;
+mod window;
 mod wire;
 
-pub use chain::{Call, Chain, ChainError, Exhausted, Partial, Reply, Run};
+pub use breaker::BreakerConfig;
+pub use call::Call;
+pub use chain::{Chain, ChainError, Exhausted, Partial, Reply, Run, Unanswered};
 pub use client::{ChatRequest, Completion, Deltas, Discard, Finish};
-pub use config::{InvalidConfig, LlmConfig, PriceConfig, ProviderConfig, TimeoutConfig};
-pub use error::{CallError, Step};
+pub use config::{InvalidConfig, LlmConfig, PriceConfig, ProviderConfig};
+pub use error::{CallError, Recovery, Step};
 pub use pricing::{TokenUsage, Usd, estimate_tokens};
+pub use retry::RetryConfig;
+pub use retry_budget::RetryBudgetConfig;
+pub use timeouts::TimeoutConfig;
 pub use wire::{Message, Role};

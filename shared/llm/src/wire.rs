@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::client::ChatRequest;
 use crate::config::ProviderConfig;
 use crate::error::CallError;
+use crate::pricing::TokenUsage;
 
 /// Who says a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +84,19 @@ struct Content {
 struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
+    prompt_tokens_details: Option<PromptTokens>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct PromptTokens {
+    cached_tokens: Option<u64>,
+}
+
+impl From<Usage> for TokenUsage {
+    fn from(usage: Usage) -> Self {
+        let cached = usage.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+        Self { input: usage.prompt_tokens, cached, output: usage.completion_tokens, estimated: false }
+    }
 }
 
 /// What one payload says.
@@ -90,8 +104,7 @@ struct Usage {
 pub(crate) struct Said {
     pub(crate) text: String,
     pub(crate) finish: Option<String>,
-    /// Tokens in and out.
-    pub(crate) usage: Option<(u64, u64)>,
+    pub(crate) usage: Option<TokenUsage>,
 }
 
 /// Reads a payload.
@@ -101,7 +114,7 @@ pub(crate) fn read(payload: &[u8]) -> Result<Said, CallError> {
     if payload.error.is_some() {
         return Err(CallError::Server { status: 200 });
     }
-    let usage = payload.usage.map(|usage| (usage.prompt_tokens, usage.completion_tokens));
+    let usage = payload.usage.map(TokenUsage::from);
     let Some(choice) = payload.choices.into_iter().next() else {
         return Ok(Said { usage, ..Said::default() });
     };
@@ -113,4 +126,25 @@ pub(crate) fn read(payload: &[u8]) -> Result<Said, CallError> {
         return Err(CallError::Refused);
     }
     Ok(Said { text: text.unwrap_or_default(), finish: choice.finish_reason, usage })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_tokens_are_read_where_a_provider_tells_them() {
+        for (details, cached) in [
+            ("", 0),
+            (r#", "prompt_tokens_details": null"#, 0),
+            (r#", "prompt_tokens_details": {"audio_tokens": 1}"#, 0),
+            (r#", "prompt_tokens_details": {"cached_tokens": 7}"#, 7),
+        ] {
+            let payload =
+                format!(r#"{{"choices": [], "usage": {{"prompt_tokens": 9, "completion_tokens": 2{details}}}}}"#);
+            let usage = read(payload.as_bytes()).unwrap().usage.unwrap();
+            assert_eq!(usage, TokenUsage { input: 9, cached, output: 2, estimated: false }, "{details}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_llm::{
     CallError, Chain, ChatRequest, Deltas, Discard, Exhausted, Finish, LlmConfig, Message, PriceConfig, ProviderConfig,
-    Run, Step, TimeoutConfig, Usd,
+    RetryConfig, Run, Step, TimeoutConfig, TokenUsage, Usd,
 };
 
 const ANSWER: &str = "The mill was built in 1912 [1], of brick. ";
@@ -23,7 +23,18 @@ impl Deltas for Heard {
 }
 
 fn quick() -> TimeoutConfig {
-    TimeoutConfig { connect_ms: 100, first_token_ms: 300, between_tokens_ms: 200, total_ms: 1_000 }
+    TimeoutConfig {
+        connect_ms: 100,
+        first_token_ms: 300,
+        between_tokens_ms: 200,
+        inference_ms: 1_000,
+        ..TimeoutConfig::default()
+    }
+}
+
+/// As many retries as are asked for, at once.
+fn retries(max: u32) -> RetryConfig {
+    RetryConfig { max, base_ms: 1, max_backoff_ms: 1, ..RetryConfig::default() }
 }
 
 fn install_tls() {
@@ -31,7 +42,12 @@ fn install_tls() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// Without retries.
 fn chain(providers: &[(&str, String, bool)]) -> Chain {
+    chain_with(retries(0), providers)
+}
+
+fn chain_with(retries: RetryConfig, providers: &[(&str, String, bool)]) -> Chain {
     install_tls();
     let providers: BTreeMap<String, ProviderConfig> = providers
         .iter()
@@ -41,13 +57,18 @@ fn chain(providers: &[(&str, String, bool)]) -> Chain {
                 model: format!("{name}-model"),
                 api_key: Some("sk-test".to_owned().into()),
                 stream: *stream,
-                price: PriceConfig { input_per_million: 1_000_000.0, output_per_million: 2_000_000.0 },
+                price: PriceConfig {
+                    input_per_million: 1_000_000.0,
+                    cached_input_per_million: Some(500_000.0),
+                    output_per_million: 2_000_000.0,
+                },
                 ..ProviderConfig::default()
             };
             ((*name).to_owned(), provider)
         })
         .collect();
-    Chain::new(&LlmConfig { chain: Vec::new(), providers, timeouts: quick() }).unwrap().unwrap()
+    let config = LlmConfig { providers, timeouts: quick(), retries, ..LlmConfig::default() };
+    Chain::new(&config).unwrap().unwrap()
 }
 
 fn request() -> ChatRequest {
@@ -57,6 +78,8 @@ fn request() -> ChatRequest {
         temperature: 0.0,
         deadline: None,
         idempotency_key: Some("q-1".into()),
+        tenant: Some("acme".into()),
+        prompt_version: Some("v1".into()),
     }
 }
 
@@ -122,12 +145,56 @@ async fn a_limit_of_tokens_is_told_apart_from_an_end() {
 async fn an_answer_without_end_is_cut_where_a_record_holds_it() {
     // Odd lengths, so that the limit lies within a letter.
     let endless = format!("a{}", "é".repeat(200_000));
+    let request = ChatRequest { max_tokens: u32::MAX, ..request() };
     for stream in [true, false] {
-        let (run, heard, _) = one(Behaviour::Answer(endless.clone()), stream).await;
+        let provider = FakeProvider::start(Behaviour::Answer(endless.clone())).await.unwrap();
+        let mut heard = Heard::default();
+        let run = chain(&[("only", provider.base_url(), stream)]).ask(&request, 1, &mut heard).await;
         let reply = run.reply.unwrap();
         assert_eq!((reply.finish, reply.text.len()), (Finish::Length, (256 << 10) - 1));
         assert_eq!(heard.0[&1], reply.text);
     }
+}
+
+async fn no_connection(provider: &FakeProvider) {
+    let closed = async {
+        while provider.connections() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), closed).await.expect("the connection is dropped");
+}
+
+#[tokio::test]
+async fn an_answer_beyond_its_limit_of_tokens_is_cut_there_and_the_connection_dropped() {
+    let drip = Behaviour::Drip { text: "word ".repeat(1_000), pause: Duration::from_millis(2) };
+    for behaviour in [Behaviour::Long { words: 1_000 }, drip] {
+        let provider = FakeProvider::start(behaviour).await.unwrap();
+        let chain = chain(&[("only", provider.base_url(), true)]);
+        let mut heard = Heard::default();
+        let began = Instant::now();
+        let reply = chain.ask(&request(), 1, &mut heard).await.reply.unwrap();
+        assert_eq!((reply.finish, reply.text.as_str()), (Finish::Length, "word ".repeat(64).as_str()));
+        assert_eq!(heard.0[&1], reply.text);
+        assert!(reply.call.usage.estimated && reply.call.usage.output >= 64);
+        no_connection(&provider).await;
+        assert!(began.elapsed() < Duration::from_millis(1_500), "the rest was not waited for");
+    }
+    // Pieces of many tokens each.
+    let (run, ..) = one(Behaviour::Answer("é".repeat(10_000)), true).await;
+    let reply = run.reply.unwrap();
+    assert_eq!((reply.finish, reply.text.len()), (Finish::Length, 64 * 32));
+}
+
+#[tokio::test]
+async fn usage_is_taken_as_reported_and_cached_input_has_its_price() {
+    let (run, ..) = one(Behaviour::Cached { text: ANSWER.into(), tokens: 4 }, true).await;
+    let call = run.reply.unwrap().call;
+    assert_eq!(call.usage, TokenUsage { input: 7, cached: 4, output: 9, estimated: false });
+    assert_eq!(call.cost, Usd(3.0 + 2.0 + 18.0));
+    let (run, ..) = one(Behaviour::WrongUsage { text: ANSWER.into(), times: 3 }, false).await;
+    let usage = run.reply.unwrap().call.usage;
+    assert_eq!((usage.input, usage.output), (21, 27));
 }
 
 #[tokio::test]
@@ -135,12 +202,12 @@ async fn each_silence_has_its_own_limit() {
     let (run, ..) = one(Behaviour::Hang, true).await;
     assert!(matches!(error(run), CallError::Timeout { step: Step::FirstToken, .. }));
     let (run, ..) = one(Behaviour::Hang, false).await;
-    assert!(matches!(error(run), CallError::Timeout { step: Step::Total, .. }));
+    assert!(matches!(error(run), CallError::Timeout { step: Step::Inference, .. }));
     let (run, ..) = one(Behaviour::Stall { text: ANSWER.into(), words: 2 }, true).await;
     assert!(matches!(error(run), CallError::Timeout { step: Step::BetweenTokens, .. }));
     let drip = Behaviour::Drip { text: "word ".repeat(100), pause: Duration::from_millis(50) };
     let (run, ..) = one(drip, true).await;
-    assert!(matches!(error(run), CallError::Timeout { step: Step::Total, .. }));
+    assert!(matches!(error(run), CallError::Timeout { step: Step::Inference, .. }));
 }
 
 #[tokio::test]
@@ -153,6 +220,7 @@ async fn the_callers_deadline_cuts_the_call_and_the_chain() {
     let run = chain.ask(&request, 1, &mut Discard).await;
     assert!(run.reply.unwrap_err().is_deadline());
     assert_eq!(next.calls(), 0);
+    no_connection(&slow).await;
 }
 
 #[tokio::test]
@@ -180,6 +248,76 @@ async fn a_dead_port_is_a_network_error_without_cost() {
     let run = chain(&[("only", url, true)]).ask(&request(), 1, &mut Discard).await;
     assert_eq!(run.calls[0].status, "network");
     assert_eq!(run.calls[0].cost, Usd(0.0));
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_exist_and_a_port_without_tls_are_network_errors() {
+    let plain = FakeProvider::start(Behaviour::Answer(ANSWER.into())).await.unwrap();
+    install_tls();
+    for url in ["http://provider.invalid/v1".to_owned(), plain.base_url().replace("http://", "https://")] {
+        let provider = ProviderConfig { base_url: url.clone(), model: "m".into(), ..ProviderConfig::default() };
+        // A resolver may take its time to find nothing.
+        let config = LlmConfig {
+            providers: BTreeMap::from([("only".to_owned(), provider)]),
+            timeouts: TimeoutConfig { connect_ms: 19_000, ..TimeoutConfig::default() },
+            retries: retries(0),
+            ..LlmConfig::default()
+        };
+        let run = Chain::new(&config).unwrap().unwrap().ask(&request(), 1, &mut Discard).await;
+        assert_eq!((run.calls[0].status, run.calls[0].cost), ("network", Usd(0.0)), "{url}");
+    }
+    assert_eq!(plain.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_reset_before_the_first_byte_is_a_network_error_and_passes() {
+    for stream in [true, false] {
+        let provider = FakeProvider::start(Behaviour::Answer(ANSWER.into())).await.unwrap();
+        provider.script([Behaviour::Reset]);
+        let chain = chain_with(retries(4), &[("only", provider.base_url(), stream)]);
+        let run = chain.ask(&request(), 1, &mut Discard).await;
+        assert_eq!(run.calls.iter().map(|call| call.status).collect::<Vec<_>>(), ["network", "ok"]);
+        assert_eq!(provider.calls(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_comes_late_is_waited_for_within_its_limit() {
+    let late = |ms| Behaviour::Answer(ANSWER.into()).after(Duration::from_millis(ms));
+    let (run, ..) = one(late(100), true).await;
+    assert!(run.reply.unwrap().first_token >= Duration::from_millis(100));
+    let (run, ..) = one(late(900), true).await;
+    assert!(matches!(error(run), CallError::Timeout { step: Step::FirstToken, .. }));
+}
+
+#[tokio::test]
+async fn a_rate_limit_keeps_every_question_away_until_it_ends() {
+    let provider = FakeProvider::start(Behaviour::Answer(ANSWER.into())).await.unwrap();
+    provider.script([Behaviour::limited(1)]);
+    let chain = chain_with(retries(4), &[("only", provider.base_url(), true)]);
+    let first = chain.ask(&request(), 1, &mut Discard).await;
+    let second = chain.ask(&request(), 1, &mut Discard).await;
+    assert!(first.reply.is_ok() && second.reply.is_ok());
+    let arrivals = provider.arrivals();
+    // The wait is counted from the answer, an arrival before it.
+    assert!(arrivals[1] - arrivals[0] >= Duration::from_secs(1));
+    assert_eq!((arrivals.len(), provider.calls_since(arrivals[1])), (3, 2));
+}
+
+#[tokio::test]
+async fn an_outage_opens_the_breaker_and_then_nothing_arrives() {
+    let provider = FakeProvider::start(Behaviour::Answer(ANSWER.into())).await.unwrap();
+    let chain = chain(&[("only", provider.base_url(), true)]);
+    assert!(chain.ask(&request(), 1, &mut Discard).await.reply.is_ok());
+    provider.set_down(true);
+    for _ in 0..20 {
+        assert!(chain.ask(&request(), 1, &mut Discard).await.reply.is_err());
+    }
+    assert!(provider.calls() <= 11, "{}", provider.calls());
+    provider.set_down(false);
+    let run = chain.ask(&request(), 1, &mut Discard).await;
+    assert!(run.calls.is_empty(), "it is open for a while, whatever the provider does");
+    assert!(matches!(run.reply.unwrap_err().error, CallError::BreakerOpen { .. }));
 }
 
 #[tokio::test]

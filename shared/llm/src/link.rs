@@ -1,0 +1,84 @@
+//! A provider of the chain with all that stands before it.
+
+use metrics::counter;
+use tokio::time::Instant;
+
+use crate::breaker::{Breaker, Permit, Refused};
+use crate::client::Ask;
+use crate::config::{LlmConfig, PriceConfig};
+use crate::error::CallError;
+use crate::gate::Gate;
+use crate::metric;
+use crate::retry_budget::RetryBudget;
+
+/// A provider, its breaker, gate and budget of retries; shared by all questions of the process.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) name: String,
+    pub(crate) model: String,
+    pub(crate) price: PriceConfig,
+    pub(crate) provider: Box<dyn Ask>,
+    pub(crate) breaker: Breaker,
+    pub(crate) gate: Gate,
+    budget: RetryBudget,
+}
+
+impl Link {
+    pub(crate) fn new(
+        name: &str,
+        model: &str,
+        price: PriceConfig,
+        provider: Box<dyn Ask>,
+        config: &LlmConfig,
+        now: Instant,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            model: model.to_owned(),
+            price,
+            provider,
+            breaker: Breaker::new(name, model, config.breaker, now),
+            gate: Gate::new(config.retries.max_pause()),
+            budget: RetryBudget::new(config.retry_budget, now),
+        }
+    }
+
+    fn labels(&self) -> [(&'static str, String); 2] {
+        [("provider", self.name.clone()), ("model", self.model.clone())]
+    }
+
+    /// Leave for one call, to be asked for right before it.
+    pub(crate) fn acquire(&self, now: Instant) -> Result<Permit, CallError> {
+        self.breaker.acquire(now).map_err(|refused| self.refused(refused))
+    }
+
+    /// Fails when the breaker will not let a call through at that later instant either.
+    pub(crate) fn check(&self, later: Instant, now: Instant) -> Result<(), CallError> {
+        self.breaker.refused_at(later, now).map_or(Ok(()), |refused| Err(self.refused(refused)))
+    }
+
+    fn refused(&self, refused: Refused) -> CallError {
+        counter!(metric::BREAKER_REFUSALS, &self.labels()).increment(1);
+        CallError::BreakerOpen { retry_after: refused.retry_after }
+    }
+
+    /// Whether the budget allows one more retry; it is counted when it does.
+    pub(crate) fn take_retry(&self, now: Instant) -> bool {
+        let granted = self.budget.take(now);
+        if !granted {
+            counter!(metric::RETRY_BUDGET_EXHAUSTED, &self.labels()).increment(1);
+        }
+        granted
+    }
+
+    /// Notes that a call begins: the first of a question, or one that repeats another because of its error.
+    pub(crate) fn note_call(&self, repeats: Option<&CallError>, now: Instant) {
+        match repeats {
+            None => self.budget.first_call(now),
+            Some(error) => {
+                let [provider, model] = self.labels();
+                counter!(metric::RETRIES, &[provider, model, ("reason", error.class().to_owned())]).increment(1);
+            }
+        }
+    }
+}
