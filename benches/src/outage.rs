@@ -7,7 +7,7 @@ use std::time::Duration;
 use color_eyre::eyre::{Result, ensure};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
-use weir_contracts::{Answer, AnswerStatus, Question, RequestId, TenantId, Topic, Usage};
+use weir_contracts::{Answer, AnswerStatus, Question, Topic, Usage};
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_runner::{Start, TopicReader};
 use weir_stage::Output;
@@ -120,26 +120,14 @@ fn tenant(n: usize) -> String {
     format!("tenant-{}", n % TENANTS)
 }
 
-fn question(name: &str, n: usize, created_at: i64) -> Result<Question> {
-    Ok(Question {
-        request_id: RequestId::parse(name)?,
-        tenant: TenantId::parse(tenant(n))?,
-        question: format!("Who raises gate {} of weir {}?", n % 17, n % DOCUMENTS),
-        deadline: None,
-        idempotency_key: None,
-        feature: None,
-        filter: BTreeMap::new(),
-        prompt_version: None,
-        top_k: None,
-        created_at,
-    })
+fn question(name: &str, n: usize) -> Question {
+    Pipeline::question(name, &tenant(n), format!("Who raises gate {} of weir {}?", n % 17, n % DOCUMENTS))
 }
 
 /// The first answer shows that everything runs.
 async fn warm_up(pipeline: &Pipeline, answers: &mut TopicReader<Answer>) -> Result<()> {
     let publisher = pipeline.publisher();
-    let first = question("warm-up", 0, 0)?;
-    publisher.publish(Output::new(Topic::QUESTIONS, tenant(0), first)).await?;
+    publisher.publish(Output::new(Topic::QUESTIONS, tenant(0), question("warm-up", 0))).await?;
     ensure!(answers.next(PATIENCE).await?.is_some(), "nothing is answered\n{}", pipeline.outputs());
     Ok(())
 }
@@ -152,8 +140,7 @@ async fn ask(pipeline: &Pipeline, begun: Instant, count: u32) -> Result<HashMap<
     for n in 0..count {
         sleep_until(begun + Duration::from_secs(1) * n / RATE).await;
         let (name, n) = (format!("question-{n}"), usize::try_from(n)?);
-        let created_at = weir_contracts::unix_millis(std::time::SystemTime::now());
-        let question = question(&name, n, created_at)?;
+        let question = question(&name, n);
         asked.insert(name, begun.elapsed());
         let publisher = publisher.clone();
         sending.spawn(async move { publisher.publish(Output::new(Topic::QUESTIONS, tenant(n), question)).await });

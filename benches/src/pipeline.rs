@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use color_eyre::eyre::{Result, bail, ensure, eyre};
 use serde_json::{Map, Value, json};
-use weir_contracts::{
-    Answer, AnswerStatus, ChunkBatch, DocumentState, DocumentStatus, Evaluation, Question, RequestId, TenantId, Topic,
-};
+use weir_contracts::{Answer, AnswerStatus, ChunkBatch, DocumentState, DocumentStatus, Evaluation, Topic};
 use weir_models::{Embedder, ModelConfig};
 use weir_runner::{Publisher, Start, TopicReader};
 use weir_stack::free_ports;
@@ -199,19 +197,8 @@ async fn ask(
     name: &str,
     question: String,
 ) -> Result<Answer> {
-    let request_id = RequestId::parse(name)?;
-    let question = Question {
-        request_id: request_id.clone(),
-        tenant: TenantId::parse(TENANT)?,
-        question,
-        deadline: None,
-        idempotency_key: None,
-        feature: None,
-        filter: BTreeMap::new(),
-        prompt_version: None,
-        top_k: None,
-        created_at: 0,
-    };
+    let question = Pipeline::question(name, TENANT, question);
+    let request_id = question.request_id.clone();
     publisher.publish(Output::new(Topic::QUESTIONS, TENANT, question)).await?;
     loop {
         let Some(answer) = answers.next(PATIENCE).await? else {

@@ -2,10 +2,10 @@
 //! one evaluation.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
-use weir_contracts::{Answer, AnswerStatus, Evaluation, Question, RequestId, TenantId, Topic};
+use weir_contracts::{Answer, AnswerStatus, Evaluation, Topic};
 use weir_testing::{Broker, Isolation, Pipeline, eventually, program};
 
 const LANES: i32 = 4;
@@ -30,18 +30,8 @@ async fn ask(pipeline: &Pipeline) {
     let publisher = pipeline.publisher();
     let mut pending = Vec::new();
     for n in 0..QUESTIONS {
-        let question = Question {
-            request_id: RequestId::parse(format!("question-{n}")).unwrap(),
-            tenant: TenantId::parse(tenant(n)).unwrap(),
-            question: format!("Who raises gate {} of weir {}?", n % 17, n % 20),
-            deadline: None,
-            idempotency_key: None,
-            feature: None,
-            filter: BTreeMap::new(),
-            prompt_version: None,
-            top_k: None,
-            created_at: 1_700_000_000_000,
-        };
+        let text = format!("Who raises gate {} of weir {}?", n % 17, n % 20);
+        let question = Pipeline::question(&format!("question-{n}"), &tenant(n), text);
         let publisher = publisher.clone();
         let key = tenant(n);
         pending.push(tokio::spawn(async move {

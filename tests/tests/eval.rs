@@ -250,6 +250,8 @@ async fn a_models_answer_is_streamed_and_without_one_it_is_extractive(house: &mu
             ("WEIR_LLM__PROVIDERS__A__MODEL", "first"),
             ("WEIR_LLM__PROVIDERS__B__BASE_URL", &whole.base_url()),
             ("WEIR_LLM__PROVIDERS__B__MODEL", "second"),
+            // The next provider at once, instead of the first one again.
+            ("WEIR_LLM__RETRIES__MAX", "0"),
         ],
     );
     let ask = ["--tenant", "zoo", "ask", "--filter", "kind=otter", "Which fish does the otter eat before noon?"];

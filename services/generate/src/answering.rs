@@ -89,10 +89,18 @@ impl<R: Retrieve> Answering<R> {
     fn ask<'a>(&'a self, delivery: &'a Delivery<Question>) -> Ask<'a> {
         let question = delivery.record();
         let version = question.prompt_version.as_deref().unwrap_or(&self.parts.config.prompt_version);
-        let deadline = question.deadline.map(Deadline::at_millis).or_else(|| delivery.deadline());
+        let named = question.deadline.map(Deadline::at_millis).or_else(|| delivery.deadline());
+        let deadline = named.or_else(|| self.usual_deadline(question));
         let waited = unix_millis(self.now()).saturating_sub(question.created_at);
         let queued = Duration::from_millis(u64::try_from(waited).unwrap_or(0));
         Ask { delivery, question, version, deadline, began: Instant::now(), queued }
+    }
+
+    /// The deadline of a question that names none, where a model is to answer it.
+    fn usual_deadline(&self, question: &Question) -> Option<Deadline> {
+        let end_to_end = self.parts.chain.as_ref()?.timeouts().end_to_end();
+        let millis = i64::try_from(end_to_end.as_millis()).unwrap_or(i64::MAX);
+        (question.created_at > 0).then(|| Deadline::at_millis(question.created_at.saturating_add(millis)))
     }
 
     /// The answer to give at once when the deadline has passed.

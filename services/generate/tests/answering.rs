@@ -256,7 +256,9 @@ async fn the_next_owner_of_a_lane_streams_as_a_higher_attempt() {
     let (before_the_crash, _) = house(&[&provider]).await.ask(question("q", "When was the mill at Ulm built?")).await;
     let mut last = before_the_crash.attempt;
     for created_at in [i64::try_from(NOW).unwrap() - 5_000, 1] {
-        let waited = Question { created_at, ..question("q", "When was the mill at Ulm built?") };
+        // It would have expired long ago otherwise.
+        let waited =
+            Question { created_at, deadline: Some(i64::MAX), ..question("q", "When was the mill at Ulm built?") };
         let (answer, _) = house(&[&provider]).await.ask(waited).await;
         assert!(answer.attempt > last, "{} after {last}", answer.attempt);
         last = answer.attempt;
@@ -321,6 +323,19 @@ async fn an_expired_question_costs_nothing() {
     let (answer, usage) = house.ask(late).await;
     assert_eq!(answer.status, AnswerStatus::Expired);
     assert!(usage.is_empty() && provider.calls() == 0);
+}
+
+#[tokio::test]
+async fn a_question_that_names_no_deadline_has_two_minutes_where_a_model_answers() {
+    let provider = FakeProvider::start(Behaviour::Quote).await.unwrap();
+    let asked_at = i64::try_from(NOW).unwrap() - 120_000;
+    for (created_at, status) in [(asked_at + 5_000, AnswerStatus::Complete), (asked_at, AnswerStatus::Expired)] {
+        let asked = Question { created_at, ..question("q", "When was the mill at Ulm built?") };
+        let (answer, _) = house(&[&provider]).await.ask(asked.clone()).await;
+        assert_eq!(answer.status, status);
+        let (extractive, _) = house(&[]).await.ask(asked).await;
+        assert_eq!(extractive.status, AnswerStatus::Extractive, "no model, no deadline");
+    }
 }
 
 #[tokio::test]

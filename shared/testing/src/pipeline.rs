@@ -8,7 +8,7 @@ use qdrant_client::Qdrant;
 use qdrant_client::qdrant::value::Kind;
 use qdrant_client::qdrant::vectors_output::VectorsOptions;
 use qdrant_client::qdrant::{ScrollPointsBuilder, Value, VectorsOutput};
-use weir_contracts::{Action, DocumentId, DocumentRequest, Record, RequestId, TenantId, Topic, document_key};
+use weir_contracts::{Action, DocumentId, DocumentRequest, Question, Record, RequestId, TenantId, Topic, document_key};
 use weir_runner::{KafkaConfig, Publisher, Registry, RegistryConfig, Start, TopicReader};
 use weir_stack::Cluster;
 use weir_stack::schemas::{self, RegistryAccess, SchemaRegistry};
@@ -190,6 +190,22 @@ impl Pipeline {
         }
         for sent in pending {
             sent.await.expect("no panic").expect("it is sent");
+        }
+    }
+
+    /// A question of a tenant, without a deadline and whatever else it may have.
+    pub fn question(request_id: &str, tenant: &str, text: String) -> Question {
+        Question {
+            request_id: RequestId::parse(request_id).expect("a request id"),
+            tenant: TenantId::parse(tenant).expect("a tenant"),
+            question: text,
+            deadline: None,
+            idempotency_key: None,
+            feature: None,
+            filter: BTreeMap::new(),
+            prompt_version: None,
+            top_k: None,
+            created_at: 0,
         }
     }
 
