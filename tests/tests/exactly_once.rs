@@ -81,7 +81,7 @@ fn a_process_killed_again_and_again_repeats_nothing_and_loses_nothing() {
 fn a_static_member_that_is_killed_has_its_lanes_back_at_once() {
     let topics = topics(Broker::shared(), "static");
     topics.produce("relay-in", LANES, values(20_000));
-    let session = ["--static-membership", "--session-timeout-ms", "600000"];
+    let session = ["--static-membership", "--session-timeout-ms", "250000"];
     kill_again_and_again(&topics, &[&["--work-ms", "60", "--commit-interval-ms", "150"][..], &session].concat());
     assert_each_once(&topics, 20_000);
 }
