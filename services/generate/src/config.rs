@@ -12,7 +12,7 @@ use weir_service::{Common, HttpConfig, Invalid, ServiceConfig, TelemetryConfig};
 use weir_vectors::QdrantConfig;
 
 /// Settings of the service.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How to reach Kafka.
@@ -33,22 +33,6 @@ pub struct Config {
     pub llm: LlmConfig,
     /// How questions are answered.
     pub generate: GenerateConfig,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            kafka: KafkaConfig::default(),
-            registry: RegistryConfig::default(),
-            runner: RunnerConfig::default(),
-            http: HttpConfig::default(),
-            telemetry: TelemetryConfig::default(),
-            qdrant: QdrantConfig::default(),
-            model: ModelConfig::default(),
-            llm: LlmConfig::default(),
-            generate: GenerateConfig::default(),
-        }
-    }
 }
 
 /// A call of a model mostly waits, and holds little more than a connection.
