@@ -14,6 +14,9 @@ use crate::topics::TopicSpec;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// A consumer with the new schema reads what producers with the old one wrote.
 const COMPATIBILITY: &str = "BACKWARD";
+/// How often something is written again that the registry says is there.
+const CONFLICTS: u32 = 20;
+const BETWEEN_CONFLICTS: Duration = Duration::from_millis(500);
 
 /// How to reach a registry.
 #[derive(Clone, Default)]
@@ -161,7 +164,7 @@ impl SchemaRegistry {
     /// # Errors
     /// When the registry does not answer.
     pub async fn list(&self) -> Result<Vec<String>, SchemaError> {
-        self.expect(Method::GET, "subjects", None).await
+        self.get("subjects").await
     }
 
     /// How each schema stands to what is registered.
@@ -195,12 +198,34 @@ impl SchemaRegistry {
         let name = &subject.name;
         if !matches!(verdict, Verdict::Registered { .. }) {
             let body = json!({ "schema": subject.schema.json(), "schemaType": "AVRO" });
-            let _: Id = self.expect(Method::POST, &format!("subjects/{name}/versions"), Some(body)).await?;
+            let _: Id = self.settle(Method::POST, &format!("subjects/{name}/versions"), body).await?;
         }
         // After the first version: some registries know no settings of a subject without one.
         let body = json!({ "compatibility": COMPATIBILITY });
-        let _: Value = self.expect(Method::PUT, &format!("config/{name}"), Some(body)).await?;
+        let _: Value = self.settle(Method::PUT, &format!("config/{name}"), body).await?;
         Ok(())
+    }
+
+    /// Writes. Apicurio with the data of before, when it has just been started, answers before it has read its journal to the
+    /// end, and then says of what it did not know to be there that it is (409): it is asked again until it knows.
+    async fn settle<T: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Value,
+    ) -> Result<T, SchemaError> {
+        let mut tries = 0;
+        loop {
+            let (status, answer) = self.ask(method.clone(), path, Some(body.clone())).await?;
+            if status.is_success() {
+                return self.parse(&answer);
+            }
+            if status != StatusCode::CONFLICT || tries == CONFLICTS {
+                return Err(self.refused(status, &answer));
+            }
+            tries += 1;
+            tokio::time::sleep(BETWEEN_CONFLICTS).await;
+        }
     }
 
     async fn verdict(&self, subject: &Subject) -> Result<Verdict, SchemaError> {
@@ -244,13 +269,8 @@ impl SchemaRegistry {
         })
     }
 
-    async fn expect<T: serde::de::DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<T, SchemaError> {
-        let (status, answer) = self.ask(method, path, body).await?;
+    async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, SchemaError> {
+        let (status, answer) = self.ask(Method::GET, path, None).await?;
         if status.is_success() { self.parse(&answer) } else { Err(self.refused(status, &answer)) }
     }
 
@@ -335,6 +355,36 @@ mod tests {
         let refused = ask(None).await.unwrap_err().to_string();
         assert!(refused.contains("--registry-user"), "{refused}");
         assert_eq!(ask(Some("me")).await.unwrap(), Vec::<String>::new());
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_the_registry_only_finds_out_to_have_is_written_once_it_knows() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let script = [
+            ("PUT", "409 Conflict", "{}"),
+            ("PUT", "409 Conflict", "{}"),
+            ("PUT", "200 OK", "{}"),
+            ("PUT", "500 Internal Server Error", "{}"),
+        ];
+        let server = tokio::spawn(async move {
+            for (method, status, body) in script {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4_096];
+                let length = stream.read(&mut request).await.unwrap();
+                assert!(request.get(..length).unwrap().starts_with(method.as_bytes()), "{method}");
+                let length = body.len();
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let access = RegistryAccess { url, password: None, username: None };
+        let registry = SchemaRegistry::new(access).unwrap();
+        let set = || registry.settle::<Value>(Method::PUT, "config/documents-value", json!({}));
+        set().await.unwrap();
+        assert!(set().await.unwrap_err().to_string().contains("500"));
         server.await.unwrap();
     }
 }
