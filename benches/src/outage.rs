@@ -11,8 +11,9 @@ use weir_contracts::{Answer, AnswerStatus, Question, Topic, Usage};
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_runner::{Start, TopicReader};
 use weir_stage::Output;
-use weir_testing::{Broker, Pipeline, program};
+use weir_testing::{Broker, Pipeline};
 
+use crate::pipeline::stack;
 use crate::{at_least, at_most, percentile};
 
 const LANES: i32 = 4;
@@ -53,14 +54,7 @@ struct Seen {
 
 /// The drill, `part` long each of its five parts, with the breaker and without.
 pub async fn run(part: Duration) -> Result<Value> {
-    let broker = tokio::task::block_in_place(|| {
-        Broker::start(|mut config| {
-            config.registry = true;
-            config.qdrant = true;
-            config.qdrant_binary = Some(program("qdrant-embedded"));
-            config
-        })
-    });
+    let broker = stack();
     let with = drill(&broker, "outage", &[], part).await?;
     let without = drill(&broker, "outage-bare", &WITHOUT_BREAKER, part).await?;
     let figure = |of: &Value, name: &str| of.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);

@@ -30,7 +30,8 @@ const WARM_UP: usize = 3;
 const QUESTIONS: usize = 200;
 const MB: u64 = 1_000_000;
 
-fn stack() -> Broker {
+/// Kafka, the registry and Qdrant.
+pub(crate) fn stack() -> Broker {
     Broker::start(|mut config| {
         config.registry = true;
         config.qdrant = true;
