@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
 use weir_runner::{Concurrency, KafkaConfig, Order, Registry, RegistryConfig, Runner, RunnerConfig};
-use weir_stage::{ConcurrentStage, Delivery, Outcome, Output, StageError};
+use weir_stage::{ConcurrentStage, Delivery, LaneState, Outcome, Output, StageError};
 use weir_testing::{Broker, TestTopics};
 
 use crate::{median, relay};
@@ -33,7 +33,7 @@ struct Work {
 impl ConcurrentStage for Work {
     type Input = Raw;
 
-    async fn process(&self, delivery: &Delivery<Raw>) -> Result<Outcome, StageError> {
+    async fn process(&self, delivery: &Delivery<Raw>, _: LaneState<'_>) -> Result<Outcome, StageError> {
         self.first.get_or_init(Instant::now);
         let text = std::str::from_utf8(&delivery.record().0).unwrap_or_default();
         let micros: u32 = text.parse().map_err(|error| StageError::Fatal(format!("{text}: {error}")))?;

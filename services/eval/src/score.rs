@@ -28,13 +28,17 @@ impl Score {
     }
 
     fn score(&self, answer: &Answer) -> Outcome {
-        let status = status_name(answer.status);
+        let status = answer.status.name();
         // Nothing was said from the documents, so there is nothing to hold against them.
         let (validity, grounded) = match answer.status {
             AnswerStatus::Complete | AnswerStatus::Extractive | AnswerStatus::Incomplete => {
                 (citation_validity(answer), groundedness(answer))
             }
-            AnswerStatus::NoContext | AnswerStatus::Expired | AnswerStatus::Failed => (None, None),
+            AnswerStatus::NoContext
+            | AnswerStatus::Expired
+            | AnswerStatus::Failed
+            | AnswerStatus::Rejected
+            | AnswerStatus::Conflict => (None, None),
         };
         for (name, score) in [(metric::CITATION_VALIDITY, validity), (metric::GROUNDEDNESS, grounded)] {
             if let Some(score) = score {
@@ -60,18 +64,6 @@ impl Stage for Score {
 
     async fn process(&mut self, batch: Batch<'_, Answer>) -> Result<Vec<Outcome>, StageError> {
         Ok(batch.iter().map(|delivery| self.score(delivery.record())).collect())
-    }
-}
-
-/// As the schema writes it.
-fn status_name(status: AnswerStatus) -> &'static str {
-    match status {
-        AnswerStatus::Complete => "complete",
-        AnswerStatus::Extractive => "extractive",
-        AnswerStatus::NoContext => "no_context",
-        AnswerStatus::Expired => "expired",
-        AnswerStatus::Incomplete => "incomplete",
-        AnswerStatus::Failed => "failed",
     }
 }
 
@@ -116,6 +108,10 @@ pub(crate) mod tests {
             usage_estimated: false,
             cost_usd: 0.0,
             attempt: 0,
+            attempts: 0,
+            age_ms: None,
+            answered_with: None,
+            retry_after_ms: None,
             text_hash: String::new(),
             timings: BTreeMap::new(),
             question: String::new(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header, unix_millis};
 use weir_llm::{Chain, ChatRequest, Finish, Reply, Run};
-use weir_stage::{ConcurrentStage, Delivery, Failure, Outcome, Output, StageError};
+use weir_stage::{ConcurrentStage, Delivery, Failure, LaneState, Outcome, Output, StageError};
 
 use crate::cite::{citation, cited};
 use crate::clock::Clock;
@@ -340,14 +340,19 @@ fn failed(error: &dyn std::error::Error) -> Draft {
 impl<R: Retrieve> ConcurrentStage for Answering<R> {
     type Input = Question;
 
-    async fn process(&self, delivery: &Delivery<Question>) -> Result<Outcome, StageError> {
+    async fn process(&self, delivery: &Delivery<Question>, _: LaneState<'_>) -> Result<Outcome, StageError> {
         let ask = self.ask(delivery);
         let gathered = self.gather(&ask).await?;
         Ok(self.answer(&ask, gathered).await)
     }
 
     /// Whoever asked waits for an answer, also when the question became a dead letter.
-    async fn last_words(&self, delivery: &Delivery<Question>, failure: &Failure) -> Result<Vec<Output>, StageError> {
+    async fn last_words(
+        &self,
+        delivery: &Delivery<Question>,
+        failure: &Failure,
+        _: LaneState<'_>,
+    ) -> Result<Vec<Output>, StageError> {
         let ask = self.ask(delivery);
         let draft = Draft::without_text(AnswerStatus::Failed, failure.message.clone());
         Ok(draft.into_outputs(ask.question, ask.version, self.now()))

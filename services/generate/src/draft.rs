@@ -98,6 +98,10 @@ impl Draft {
             usage_estimated: usage.estimated,
             cost_usd: cost.0,
             attempt: self.attempt,
+            attempts: i32::try_from(self.calls.len()).unwrap_or(i32::MAX),
+            age_ms: None,
+            answered_with: None,
+            retry_after_ms: None,
             text_hash,
             timings: self.timings.into_map(),
             question: beginning(&question.question).to_owned(),
@@ -120,11 +124,13 @@ fn usage_of(call: &Call, question: &Question, prompt_version: &str, at: i64) -> 
         provider: call.provider.clone(),
         model: call.model.clone(),
         input_tokens: whole(call.usage.input),
+        cached_tokens: whole(call.usage.cached),
         output_tokens: whole(call.usage.output),
         estimated: call.usage.estimated,
         cost_usd: call.cost.0,
         latency_ms: i64::try_from(call.latency.as_millis()).unwrap_or(i64::MAX),
         status: call.status.to_owned(),
+        attempt: call.attempt,
         prompt_version: prompt_version.to_owned(),
         feature: question.feature.clone(),
         at,
@@ -136,8 +142,8 @@ fn whole(tokens: u64) -> i64 {
 }
 
 fn count(draft: &Draft, question: &Question, at: i64) {
-    let status = status_name(draft.status);
-    let provenance = if draft.provenance == Provenance::Degraded { "degraded" } else { "fresh" };
+    let status = draft.status.name();
+    let provenance = draft.provenance.name();
     counter!(metric::ANSWERS, "status" => status, "provenance" => provenance).increment(1);
     let waited = u64::try_from(at.saturating_sub(question.created_at)).unwrap_or(0);
     if question.created_at > 0 {
@@ -155,17 +161,6 @@ fn count(draft: &Draft, question: &Question, at: i64) {
         since_asked_ms = waited,
         "question answered"
     );
-}
-
-pub(crate) fn status_name(status: AnswerStatus) -> &'static str {
-    match status {
-        AnswerStatus::Complete => "complete",
-        AnswerStatus::Extractive => "extractive",
-        AnswerStatus::NoContext => "no_context",
-        AnswerStatus::Expired => "expired",
-        AnswerStatus::Incomplete => "incomplete",
-        AnswerStatus::Failed => "failed",
-    }
 }
 
 /// How long each step took.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -18,7 +18,9 @@ use weir_generate::{
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, RetryConfig, TimeoutConfig};
 use weir_models::ModelConfig;
-use weir_stage::{Batch, ConcurrentStage, Coordinates, Delivery, Failure, Headers, Outcome, Stage, StageError};
+use weir_stage::{
+    Batch, ConcurrentStage, Coordinates, Delivery, Failure, Headers, LaneState, MemoryLane, Outcome, Stage, StageError,
+};
 use weir_vectors::{Hit, VectorError};
 
 /// Milliseconds since the Unix epoch, for every test.
@@ -101,6 +103,7 @@ struct House {
     tokens: Arc<Tokens>,
     away: Arc<AtomicBool>,
     searches: Searches,
+    lane: MemoryLane,
 }
 
 const MILL: &str = "The mill at Ulm was built in 1912. Its wheel is made of oak.";
@@ -148,7 +151,7 @@ async fn house(providers: &[&FakeProvider]) -> House {
         clock: Arc::new(|| UNIX_EPOCH + Duration::from_millis(NOW)),
     })
     .unwrap();
-    House { stage, tokens, away, searches }
+    House { stage, tokens, away, searches, lane: MemoryLane::default() }
 }
 
 fn question(id: &str, text: &str) -> Question {
@@ -167,7 +170,9 @@ fn question(id: &str, text: &str) -> Question {
 }
 
 fn delivery(record: Question) -> Delivery<Question> {
-    let at = Coordinates { topic: Arc::from("weir.asks"), lane: Lane(3), offset: 0 };
+    static OFFSETS: AtomicI64 = AtomicI64::new(0);
+    let offset = OFFSETS.fetch_add(1, Ordering::Relaxed);
+    let at = Coordinates { topic: Arc::from("weir.asks"), lane: Lane(3), offset };
     Delivery { record, at, key: None, headers: Headers::default(), timestamp: 5 }
 }
 
@@ -191,8 +196,12 @@ fn answer(outcome: &Outcome) -> Answer {
 }
 
 impl House {
+    fn state(&self) -> LaneState<'_> {
+        LaneState::new(&self.lane, i64::try_from(NOW).unwrap())
+    }
+
     async fn ask(&mut self, question: Question) -> (Answer, Vec<Usage>) {
-        let outcome = self.stage.process(&delivery(question)).await.unwrap();
+        let outcome = self.stage.process(&delivery(question), self.state()).await.unwrap();
         (answer(&outcome), written(&outcome, Topic::USAGE))
     }
 }
@@ -374,7 +383,7 @@ async fn what_can_not_be_answered_is_answered_as_failed_with_the_reason() {
     }
     // What the runner rejects, too: whoever asked waits.
     let failure = Failure::new("panic", "the stage panicked");
-    let words = house.stage.last_words(&delivery(question("q", "When?")), &failure).await.unwrap();
+    let words = house.stage.last_words(&delivery(question("q", "When?")), &failure, house.state()).await.unwrap();
     let answer = answer(&Outcome::emit_all(words));
     assert_eq!((answer.status, answer.reason.as_deref()), (AnswerStatus::Failed, Some("the stage panicked")));
 }
@@ -385,7 +394,7 @@ async fn a_vector_store_that_is_away_holds_a_question_before_any_call() {
     let house = house(&[&provider]).await;
     house.away.store(true, Ordering::Relaxed);
     let asked = delivery(question("q", "When was the mill at Ulm built?"));
-    let error = house.stage.process(&asked).await.unwrap_err();
+    let error = house.stage.process(&asked, house.state()).await.unwrap_err();
     assert!(matches!(error, StageError::Unavailable { dependency: "qdrant", .. }));
     assert_eq!(provider.calls(), 0);
 }
@@ -398,7 +407,7 @@ async fn asks_are_answered_side_by_side() {
     let asked: Vec<_> =
         (0..12).map(|at| delivery(question(&format!("q{at}"), "When was the mill at Ulm built?"))).collect();
     let began = std::time::Instant::now();
-    let outcomes = futures::future::join_all(asked.iter().map(|asked| house.stage.process(asked))).await;
+    let outcomes = futures::future::join_all(asked.iter().map(|asked| house.stage.process(asked, house.state()))).await;
     let ids: Vec<String> =
         outcomes.iter().map(|outcome| answer(outcome.as_ref().unwrap()).request_id.to_string()).collect();
     assert_eq!(ids, (0..12).map(|at| format!("q{at}")).collect::<Vec<_>>());

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use color_eyre::eyre::{bail, eyre};
 use serde_json::json;
 use uuid::Uuid;
-use weir_contracts::{
-    Answer, AnswerStatus, AnswerToken, Citation, Provenance, Question, RequestId, TenantId, Topic, header,
-};
+use weir_contracts::{Answer, AnswerStatus, AnswerToken, Citation, Question, RequestId, TenantId, Topic, header};
 use weir_runner::{Publisher, Registry};
 use weir_stage::Output;
 
@@ -210,7 +208,11 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
     }
     Ok(match answered.answer.status {
         AnswerStatus::Complete | AnswerStatus::Extractive | AnswerStatus::NoContext => ExitCode::SUCCESS,
-        AnswerStatus::Expired | AnswerStatus::Incomplete | AnswerStatus::Failed => ExitCode::FAILURE,
+        AnswerStatus::Expired
+        | AnswerStatus::Incomplete
+        | AnswerStatus::Failed
+        | AnswerStatus::Rejected
+        | AnswerStatus::Conflict => ExitCode::FAILURE,
     })
 }
 
@@ -274,12 +276,14 @@ fn note(answer: &Answer) -> Option<String> {
         AnswerStatus::Expired => format!("There is no answer in time{reason}"),
         AnswerStatus::Incomplete => format!("The answer broke off{reason}"),
         AnswerStatus::Failed => format!("The question could not be answered{reason}"),
+        AnswerStatus::Rejected => format!("The question was turned away{reason}"),
+        AnswerStatus::Conflict => format!("The idempotency key belongs to another question{reason}"),
     })
 }
 
 fn origin(answered: &Answered) -> String {
     let answer = &answered.answer;
-    let mut parts = vec![provenance(answer.provenance).to_owned()];
+    let mut parts = vec![answer.provenance.name().to_owned()];
     if !answer.model.is_empty() {
         parts.push(format!("{} by {}", answer.model, answer.provider));
         let about = if answer.usage_estimated { "about " } else { "" };
@@ -290,13 +294,4 @@ fn origin(answered: &Answered) -> String {
     parts.push(format!("seen here after {}", human(answered.total)));
     parts.push(format!("trace {}", answered.trace_id));
     parts.join(" · ")
-}
-
-fn provenance(provenance: Provenance) -> &'static str {
-    match provenance {
-        Provenance::Fresh => "fresh",
-        Provenance::Cached => "cached",
-        Provenance::Stale => "stale",
-        Provenance::Degraded => "degraded",
-    }
 }

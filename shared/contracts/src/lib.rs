@@ -7,6 +7,7 @@ mod headers;
 mod ids;
 mod lane;
 mod metric;
+mod names;
 mod record;
 mod records;
 mod revision;
@@ -24,7 +25,7 @@ pub use record::{AnyRecord, CodecError, Raw, Record, SchemaDef};
 pub use records::{
     Action, Answer, AnswerStatus, AnswerToken, Block, BlockKind, Chunk, ChunkBatch, Citation, Document,
     DocumentRequest, DocumentState, DocumentStatus, EmbeddedChunk, EmbeddingBatch, Evaluation, Job, JobState, LaneStop,
-    OutcomeKind, Provenance, Question, RequestOutcome, StopReason, Tenant, Tier, Usage,
+    Limits, OutcomeKind, OverLimit, Price, Provenance, Question, RequestOutcome, StopReason, Tenant, Tier, Usage,
 };
 pub use revision::{InvalidRevision, Revision};
 pub use time::unix_millis;

@@ -367,7 +367,7 @@ pub struct Question {
 static QUESTION: SchemaDef = SchemaDef::new("question", include_str!("../../../schemas/question.avsc"));
 avro_record!(Question, QUESTION);
 
-/// complete: written by a model. extractive: sentences taken from the documents, no model was reached or configured. no_context: nothing relevant was found. expired: the deadline had passed. incomplete: the model's stream broke off. failed: see reason.
+/// complete: written by a model. extractive: sentences taken from the documents, no model was reached or configured. no_context: nothing relevant was found. expired: the deadline had passed. incomplete: the model's stream broke off. failed: see reason. rejected: a limit of the tenant was reached, see retry_after_ms. conflict: the idempotency key came with another question before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerStatus {
@@ -383,6 +383,10 @@ pub enum AnswerStatus {
     Incomplete,
     /// `failed`
     Failed,
+    /// `rejected`
+    Rejected,
+    /// `conflict`
+    Conflict,
 }
 
 /// Where the answer comes from; an extractive answer in place of a model's is degraded.
@@ -429,7 +433,7 @@ pub struct Answer {
     pub request_id: RequestId,
     /// Tenant the record belongs to; [a-z0-9-]{1,63}.
     pub tenant: TenantId,
-    /// complete: written by a model. extractive: sentences taken from the documents, no model was reached or configured. no_context: nothing relevant was found. expired: the deadline had passed. incomplete: the model's stream broke off. failed: see reason.
+    /// complete: written by a model. extractive: sentences taken from the documents, no model was reached or configured. no_context: nothing relevant was found. expired: the deadline had passed. incomplete: the model's stream broke off. failed: see reason. rejected: a limit of the tenant was reached, see retry_after_ms. conflict: the idempotency key came with another question before.
     pub status: AnswerStatus,
     /// Where the answer comes from; an extractive answer in place of a model's is degraded.
     pub provenance: Provenance,
@@ -455,6 +459,14 @@ pub struct Answer {
     pub cost_usd: f64,
     /// Attempt whose tokens in answer-tokens make up this answer; 0 when nothing was streamed.
     pub attempt: i32,
+    /// Calls of models that were made for it, those of a crashed owner included.
+    pub attempts: i32,
+    /// How long ago a cached or stale answer was written, milliseconds; null for one written for this request.
+    pub age_ms: Option<i64>,
+    /// The request whose work this answer is, when it is that of another one: the same idempotency key, or the same question at the same time.
+    pub answered_with: Option<RequestId>,
+    /// When a rejected request may be sent again, milliseconds from at; null when time alone does not help.
+    pub retry_after_ms: Option<i64>,
     /// SHA-256 of text, in hex.
     pub text_hash: String,
     /// Milliseconds by step (retrieve, model, first_token, total), as decimal numbers.
@@ -525,6 +537,8 @@ pub struct Usage {
     pub model: String,
     /// Tokens sent.
     pub input_tokens: i64,
+    /// Those among the tokens sent that the provider had in its cache.
+    pub cached_tokens: i64,
     /// Tokens received.
     pub output_tokens: i64,
     /// True when the provider did not report the tokens.
@@ -533,8 +547,10 @@ pub struct Usage {
     pub cost_usd: f64,
     /// Duration of the call in milliseconds.
     pub latency_ms: i64,
-    /// ok, or the class of the error.
+    /// ok, or the class of the error; unknown for a call whose owner crashed before it heard the answer.
     pub status: String,
+    /// Which call of its request it was, from 1.
+    pub attempt: i32,
     /// Prompt template.
     pub prompt_version: String,
     /// What part of the application asked.
@@ -558,6 +574,40 @@ pub enum Tier {
     BestEffort,
 }
 
+/// How much may be used; null is unlimited. Limits hold in every window of their length, however it lies.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Questions in any 60 seconds.
+    pub requests_per_minute: Option<i64>,
+    /// Tokens sent to and received from models in any 60 seconds.
+    pub tokens_per_minute: Option<i64>,
+    /// Questions that are worked on at once.
+    pub concurrency: Option<i64>,
+    /// US dollars that calls of models cost in any 60 minutes.
+    pub usd_per_hour: Option<f64>,
+}
+
+/// What becomes of a question over a limit. reject: it is answered at once, as rejected. queue: it waits, until its deadline at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverLimit {
+    /// `reject`
+    Reject,
+    /// `queue`
+    Queue,
+}
+
+/// US dollars for a million tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Price {
+    /// For input.
+    pub input_per_million: f64,
+    /// For input that the provider had in its cache; the price of input when null.
+    pub cached_input_per_million: Option<f64>,
+    /// For output.
+    pub output_per_million: f64,
+}
+
 /// Configuration of a tenant. In topic tenants, compacted, keyed by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tenant {
@@ -571,6 +621,14 @@ pub struct Tenant {
     pub lanes: Vec<i32>,
     /// False turns its requests and questions away.
     pub enabled: bool,
+    /// What its questions may use together.
+    pub limits: Limits,
+    /// What questions of one feature may use, by the feature's name; beside the limits of the tenant.
+    pub features: BTreeMap<String, Limits>,
+    /// What becomes of a question over a limit. reject: it is answered at once, as rejected. queue: it waits, until its deadline at most.
+    pub over_limit: OverLimit,
+    /// Prices of models for this tenant, by the model's name, where they are not those of the configuration.
+    pub prices: BTreeMap<String, Price>,
 }
 
 static TENANT: SchemaDef = SchemaDef::new("tenant", include_str!("../../../schemas/tenant.avsc"));

@@ -220,6 +220,11 @@ impl Breaker {
 }
 
 impl Permit {
+    /// Whether it still counts: the breaker has not changed since it was given.
+    pub(crate) fn is_current(&self) -> bool {
+        self.shared.lock().generation == self.generation
+    }
+
     /// Says what came of the call and how long it took.
     pub(crate) fn report(mut self, outcome: Outcome, latency: Duration, now: Instant) {
         self.reported = true;

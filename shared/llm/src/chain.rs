@@ -15,6 +15,7 @@ use crate::call::{Call, Running};
 use crate::client::{ChatRequest, Completion, Deltas, Failed, Finish, Provider};
 use crate::config::{InvalidConfig, LlmConfig};
 use crate::error::{CallError, Step};
+use crate::ledger::{Ledger, Unaccounted, Withheld};
 use crate::link::Link;
 use crate::metric;
 use crate::question::{Next, Question};
@@ -165,6 +166,17 @@ impl Chain {
     /// pass is tried again with the same provider, then the next one is asked; a request that is at fault itself, or
     /// that a model refuses, is put to no other. Attempts count from `first_attempt`, one a call.
     pub async fn ask(&self, request: &ChatRequest, first_attempt: i32, deltas: &mut dyn Deltas) -> Run {
+        self.ask_with_ledger(request, first_attempt, deltas, &mut Unaccounted).await
+    }
+
+    /// The same, and no call leaves that `ledger` does not let go.
+    pub async fn ask_with_ledger(
+        &self,
+        request: &ChatRequest,
+        first_attempt: i32,
+        deltas: &mut dyn Deltas,
+        ledger: &mut dyn Ledger,
+    ) -> Run {
         let began = Instant::now();
         let end = End::of(began, &self.timeouts, request.deadline);
         let mut question = Question::new(&self.links, &self.retries, &self.random, began, end);
@@ -182,10 +194,24 @@ impl Chain {
                 Next::GiveUp => break,
             };
             let Some(link) = self.links.get(at) else { break };
+            let planned = link.plan(request, attempt);
+            if let Err(Withheld(reason)) = ledger.before(&planned).await {
+                question.failed(at, &CallError::Withheld { reason }, Instant::now());
+                continue;
+            }
+            let now = Instant::now();
+            if !permit.is_current() {
+                ledger.withdrawn(&planned);
+                if let Err(open) = link.check(now, now) {
+                    question.failed(at, &open, now);
+                }
+                continue;
+            }
             let running = Running::start(link, request, attempt, end, now);
             let result = link.provider.ask(request, attempt, end, &mut running.counted(deltas)).await;
             let call = running.end(&result);
             permit.report(outcome(&result), call.latency, Instant::now());
+            ledger.after(&call);
             calls.push(call.clone());
             match result {
                 Ok(completion) => {

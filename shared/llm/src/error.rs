@@ -107,6 +107,12 @@ pub enum CallError {
         /// Until the breaker lets a call through; zero while its probes are under way.
         retry_after: Duration,
     },
+    /// The call was not made: whoever answers for it did not let it go.
+    #[error("not asked: {reason}")]
+    Withheld {
+        /// Why.
+        reason: String,
+    },
     /// The call was not made: the provider asked for a pause that lasts beyond the time the question has.
     #[error("not asked: it wants no call for another {} s", retry_after.as_secs_f64().ceil())]
     Paused {
@@ -130,6 +136,7 @@ impl CallError {
             Self::Malformed { .. } => "malformed",
             Self::BreakerOpen { .. } => "breaker-open",
             Self::Paused { .. } => "paused",
+            Self::Withheld { .. } => "withheld",
         }
     }
 
@@ -137,7 +144,9 @@ impl CallError {
     #[must_use]
     pub fn recovery(&self) -> Recovery {
         match self {
-            Self::Timeout { step: Step::Ask | Step::Deadline, .. } | Self::Refused => Recovery::Stop,
+            Self::Timeout { step: Step::Ask | Step::Deadline, .. } | Self::Refused | Self::Withheld { .. } => {
+                Recovery::Stop
+            }
             Self::Timeout { .. }
             | Self::Network { .. }
             | Self::RateLimited { .. }
@@ -167,7 +176,8 @@ impl CallError {
             | Self::Client { .. }
             | Self::Refused
             | Self::BreakerOpen { .. }
-            | Self::Paused { .. } => false,
+            | Self::Paused { .. }
+            | Self::Withheld { .. } => false,
         }
     }
 
@@ -181,7 +191,8 @@ impl CallError {
             | Self::Server { .. }
             | Self::Client { .. }
             | Self::BreakerOpen { .. }
-            | Self::Paused { .. } => false,
+            | Self::Paused { .. }
+            | Self::Withheld { .. } => false,
         }
     }
 

@@ -4,10 +4,11 @@ use metrics::counter;
 use tokio::time::Instant;
 
 use crate::breaker::{Breaker, Permit, Refused};
-use crate::client::Ask;
+use crate::client::{Ask, ChatRequest};
 use crate::config::{LlmConfig, PriceConfig};
 use crate::error::CallError;
 use crate::gate::Gate;
+use crate::ledger::Planned;
 use crate::metric;
 use crate::retry_budget::RetryBudget;
 
@@ -69,6 +70,18 @@ impl Link {
             counter!(metric::RETRY_BUDGET_EXHAUSTED, &self.labels()).increment(1);
         }
         granted
+    }
+
+    /// The call that would put this question to the model.
+    pub(crate) fn plan(&self, request: &ChatRequest, attempt: i32) -> Planned {
+        Planned {
+            provider: self.name.clone(),
+            model: self.model.clone(),
+            attempt,
+            price: self.price,
+            input_tokens: request.estimated_tokens(),
+            output_tokens: request.max_tokens.into(),
+        }
     }
 
     /// Notes that a call begins: the first of a question, or one that repeats another because of its error.

@@ -18,7 +18,7 @@ use crate::failpoint::{Failpoint, reach};
 use crate::mechanism::{Mechanism, is_switched_off};
 use crate::metric;
 use crate::process::{EncodedRecord, Prepared, Verdict};
-use crate::state::encode;
+use crate::state::{Write, encode};
 use crate::transaction::{TransactionError, TransactionalProducer};
 
 /// Version of what is written into the commit metadata.
@@ -66,6 +66,9 @@ impl std::fmt::Display for Metadata<'_> {
     }
 }
 
+/// Writes to the state of a lane, and the number of the last of them in the lane's log.
+pub(crate) type Logged = (Lane, Vec<Write>, u64);
+
 /// Whether the records count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verified {
@@ -98,9 +101,10 @@ pub(crate) enum Producing {
 }
 
 impl Committer {
-    /// Produces what `prepared` says, beginning a transaction if none is open. An error is fatal.
-    pub(crate) fn produce(&mut self, prepared: &[Prepared]) -> Result<Verified, String> {
-        match self.try_produce(prepared) {
+    /// Produces what `prepared` says, and writes to the state of lanes, beginning a transaction if none is open. An error is
+    /// fatal.
+    pub(crate) fn produce(&mut self, prepared: &[Prepared], logged: &[Logged]) -> Result<Verified, String> {
+        match self.try_produce(prepared, logged) {
             Ok(()) => {
                 reach(self.stage, Failpoint::AfterProduce);
                 Ok(Verified::Committed)
@@ -167,7 +171,7 @@ impl Committer {
         Ok(())
     }
 
-    fn try_produce(&mut self, prepared: &[Prepared]) -> Result<(), TransactionError> {
+    fn try_produce(&mut self, prepared: &[Prepared], logged: &[Logged]) -> Result<(), TransactionError> {
         let Self { stage, group, dead_letters, changelog, producer, open, .. } = self;
         let destination = Destination { stage, group, dead_letters, changelog: changelog.as_ref() };
         match producer {
@@ -176,10 +180,12 @@ impl Committer {
                     producer.begin()?;
                     *open = true;
                 }
-                produce(&destination, prepared, |records| producer.produce(records))
+                produce(&destination, prepared, logged, |records| producer.produce(records))
             }
             #[cfg(feature = "at-least-once")]
-            Producing::AtLeastOnce(producer) => produce(&destination, prepared, |records| producer.produce(records)),
+            Producing::AtLeastOnce(producer) => {
+                produce(&destination, prepared, logged, |records| producer.produce(records))
+            }
         }
     }
 
@@ -189,7 +195,7 @@ impl Committer {
         offsets: &TopicPartitionList,
     ) -> Result<(), TransactionError> {
         if !self.open {
-            self.try_produce(&[])?;
+            self.try_produce(&[], &[])?;
         }
         match &mut self.producer {
             Producing::Transactions(producer) => {
@@ -296,9 +302,23 @@ struct Destination<'a> {
     changelog: Option<&'a Arc<str>>,
 }
 
+impl Destination<'_> {
+    /// A write to the state of a lane, as a record of the changelog.
+    fn change(&self, lane: Lane, (key, value): &Write) -> Option<EncodedRecord> {
+        Some(EncodedRecord {
+            topic: Arc::clone(self.changelog?),
+            lane,
+            key: Some(key.clone()),
+            value: value.as_ref().map(encode),
+            headers: Headers::default(),
+        })
+    }
+}
+
 fn produce(
     to: &Destination<'_>,
     prepared: &[Prepared],
+    logged: &[Logged],
     send: impl FnOnce(&[Cow<'_, EncodedRecord>]) -> Result<(), TransactionError>,
 ) -> Result<(), TransactionError> {
     let mut records = Vec::with_capacity(prepared.len());
@@ -308,16 +328,10 @@ fn produce(
             let letter = dead_letter(to.stage, to.group, to.dead_letters, &record.raw, failure);
             records.push(Cow::Owned(letter));
         }
-        let Some(changelog) = to.changelog else { continue };
-        for (key, value) in &record.writes {
-            records.push(Cow::Owned(EncodedRecord {
-                topic: Arc::clone(changelog),
-                lane: record.raw.at.lane,
-                key: Some(key.clone()),
-                value: value.as_ref().map(encode),
-                headers: Headers::default(),
-            }));
-        }
+        records.extend(record.writes.iter().filter_map(|write| to.change(record.raw.at.lane, write)).map(Cow::Owned));
+    }
+    for (lane, writes, _) in logged {
+        records.extend(writes.iter().filter_map(|write| to.change(*lane, write)).map(Cow::Owned));
     }
     send(&records)
 }

@@ -66,6 +66,10 @@ pub(crate) struct Engine {
     pub(crate) ready: Vec<Prepared>,
     /// How many of `ready`, from the first on, are in the open transaction.
     pub(crate) produced: usize,
+    /// How far the logs of the lanes' states are in the open transaction, see [`crate::state::Stores::logged`].
+    pub(crate) logged: BTreeMap<Lane, u64>,
+    /// The open transaction holds what is not to count.
+    pub(crate) abort_due: bool,
     pub(crate) ready_batches: usize,
     pub(crate) last_commit: Instant,
     pub(crate) waiting_since: Option<Instant>,
@@ -286,7 +290,8 @@ impl Engine {
     }
 
     fn commit_due(&mut self) -> Result<bool, String> {
-        if self.ready_batches == 0 {
+        self.abort_if_due()?;
+        if !self.has_due() {
             return Ok(false);
         }
         let mut progressed = false;
@@ -302,6 +307,17 @@ impl Engine {
         Ok(progressed)
     }
 
+    /// Whether something waits to be committed.
+    fn has_due(&self) -> bool {
+        self.ready_batches > 0 || self.has_logged()
+    }
+
+    /// Whether records that run have written to the state of their lanes.
+    fn has_logged(&self) -> bool {
+        let stores = self.state.as_ref().filter(|_| self.mode != Mode::Batches);
+        stores.is_some_and(|(stores, _)| stores.has_logged())
+    }
+
     /// Between the beginnings of two transactions, at least. Records that complete one by one share them.
     fn commit_interval(&self) -> Duration {
         let configured = Duration::from_millis(self.config.commit_interval_ms);
@@ -311,14 +327,32 @@ impl Engine {
         }
     }
 
-    /// Produces what is finished; the next batch is read and processed meanwhile.
-    fn produce(&mut self) -> Result<(), String> {
-        let fresh = self.ready.get(self.produced..).unwrap_or_default();
-        self.produced = match self.committer.produce(fresh)? {
-            Verified::Committed => self.ready.len(),
-            Verified::NotCommitted => 0,
-        };
+    /// Aborts a transaction that holds what is not to count.
+    pub(super) fn abort_if_due(&mut self) -> Result<(), String> {
+        if std::mem::take(&mut self.abort_due) {
+            self.committer.abort()?;
+            (self.produced, self.logged) = (0, BTreeMap::new());
+        }
         Ok(())
+    }
+
+    /// Produces what is finished, and what was written to the state of the lanes by then; the next batch is read and
+    /// processed meanwhile.
+    fn produce(&mut self) -> Result<Verified, String> {
+        self.abort_if_due()?;
+        // In this order: what a record wrote is in the log before the record is finished.
+        let ready = self.ready.get(self.produced..).unwrap_or_default();
+        let stores = self.state.as_ref().filter(|_| self.mode != Mode::Batches);
+        let logged = stores.map(|(stores, _)| stores.logged(&self.logged)).unwrap_or_default();
+        let verified = self.committer.produce(ready, &logged)?;
+        match verified {
+            Verified::Committed => {
+                self.produced = self.ready.len();
+                self.logged.extend(logged.into_iter().map(|(lane, _, to)| (lane, to)));
+            }
+            Verified::NotCommitted => (self.produced, self.logged) = (0, BTreeMap::new()),
+        }
+        Ok(verified)
     }
 
     /// Commits what is finished, again and again until Kafka says that it counts or that it belongs to others.
@@ -349,9 +383,9 @@ impl Engine {
     fn try_commit(&mut self) -> Result<Verified, String> {
         self.last_commit = Instant::now();
         self.ready_batches = 0;
-        if self.produced < self.ready.len() {
-            self.produce()?;
-        }
+        self.abort_if_due()?;
+        let waits = self.produced < self.ready.len() || self.has_logged();
+        let produced = if waits { self.produce()? } else { Verified::Committed };
         let next = self.next_positions();
         if next.is_empty() {
             return Ok(Verified::Committed);
@@ -362,15 +396,18 @@ impl Engine {
             self.apply_state(&ready)?;
             self.ready = ready;
         }
-        if self.produced == self.ready.len() && self.committer.commit(&self.consumer, &next)? == Verified::Committed {
+        let begun = Instant::now();
+        if produced == Verified::Committed && self.committer.commit(&self.consumer, &next)? == Verified::Committed {
+            self.ownership.prove(begun);
             self.produced = 0;
             reach(self.stage, Failpoint::BeforeStoreWrite);
             let ready = std::mem::take(&mut self.ready);
             self.apply_state(&ready)?;
+            self.logged.clear();
             self.committed(&ready, &next);
             return Ok(Verified::Committed);
         }
-        self.produced = 0;
+        (self.produced, self.logged) = (0, BTreeMap::new());
         // Still due, also when this was the last of it.
         self.ready_batches = 1;
         Ok(Verified::NotCommitted)
@@ -384,6 +421,12 @@ impl Engine {
             match next.get_mut(&(Arc::clone(&at.topic), at.lane)) {
                 Some(position) => position.offset = position.offset.max(at.offset + 1),
                 None => _ = next.insert((Arc::clone(&at.topic), at.lane), Next::at(at.offset + 1)),
+            }
+        }
+        // Whoever writes to a lane's changelog must be the one who may move its position, even where it stays.
+        for lane in self.logged.keys() {
+            if let Some(owned) = self.lanes.get(lane) {
+                next.entry((Arc::clone(&self.input), *lane)).or_insert_with(|| Next::at(owned.fresh.committed));
             }
         }
         for ((topic, lane), next) in &mut next {
@@ -401,7 +444,7 @@ impl Engine {
     /// Where only aborted records or markers are left before the end, the position moves past them, so that lag
     /// reaches zero and nobody waits for nothing.
     fn commit_markers(&mut self) -> Result<bool, String> {
-        let idle = self.processing == 0 && self.ready_batches == 0 && self.last_commit.elapsed() > MARKER_DELAY;
+        let idle = self.processing == 0 && !self.has_due() && self.last_commit.elapsed() > MARKER_DELAY;
         let at_end = |lane: &OwnedLane| !lane.stopped && lane.intakes().any(|intake| intake.at_end);
         if !idle || !self.lanes.values().any(at_end) {
             return Ok(false);
@@ -448,7 +491,7 @@ impl Engine {
     fn sleep(&self) -> Duration {
         let linger = Duration::from_millis(self.config.linger_ms);
         let mut sleep = IDLE;
-        if self.ready_batches > 0 {
+        if self.has_due() {
             sleep = sleep.min(self.commit_interval().saturating_sub(self.last_commit.elapsed()));
         }
         let now = now_millis();
@@ -459,6 +502,14 @@ impl Engine {
             sleep = sleep.min(linger.saturating_sub(since.elapsed()));
         }
         sleep.max(Duration::from_millis(1))
+    }
+
+    /// Commits what records that run wait for: the state they have written.
+    fn let_go_on(&mut self) -> Result<(), String> {
+        if self.has_logged() && self.last_commit.elapsed() >= self.commit_interval() {
+            self.try_commit()?;
+        }
+        Ok(())
     }
 
     /// On shutdown: what runs may finish within the grace and is committed; then the group is left.
@@ -472,6 +523,7 @@ impl Engine {
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
             }
+            self.let_go_on()?;
         }
         let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         let mut committed = self.try_commit()?;

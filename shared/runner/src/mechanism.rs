@@ -13,6 +13,10 @@ pub enum Mechanism {
     WriteAfterCommit,
     /// What is done beyond a position is committed with it. Switched off, it is done again after a crash.
     RememberingWhatIsDone,
+    /// An owner that can't be sure of its lane makes no calls.
+    Lease,
+    /// What was done for a record before a crash is not done again.
+    Journal,
 }
 
 /// Whether a test has switched this off: `WEIR_TEST_WITHOUT` names it.
@@ -34,6 +38,8 @@ pub fn is_switched_off(mechanism: Mechanism) -> bool {
         Mechanism::TrustingAnAppliedCommit => "trusting-an-applied-commit",
         Mechanism::WriteAfterCommit => "write-after-commit",
         Mechanism::RememberingWhatIsDone => "remembering-what-is-done",
+        Mechanism::Lease => "lease",
+        Mechanism::Journal => "journal",
     };
     OFF.get_or_init(|| std::env::var("WEIR_TEST_WITHOUT").unwrap_or_default()).split(',').any(|off| off == name)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use weir_contracts::Lane;
@@ -11,19 +12,39 @@ use weir_contracts::Lane;
 pub(crate) struct LaneEpoch(u64);
 
 /// The lanes owned now; shared between the loop, which changes it, and the processor, which drops what was revoked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ownership {
     inner: Mutex<Inner>,
     changed: Notify,
+    lease: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     assignments: u64,
     owned: HashMap<Lane, LaneEpoch>,
+    /// When the last commit began that counted.
+    proven: Option<Instant>,
 }
 
 impl Ownership {
+    /// `session`: how long the group waits for a sign of life of this instance before it gives its lanes to others.
+    pub(crate) fn new(session: Duration) -> Self {
+        // Signs of life come five times a session, so at least this much of one was left when a commit counted.
+        Self { inner: Mutex::default(), changed: Notify::new(), lease: session / 2 }
+    }
+
+    /// A commit counted that began then: the group still knew this instance.
+    pub(crate) fn prove(&self, begun: Instant) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).proven = Some(begun);
+    }
+
+    /// Whether the last commit that counted is so long ago that the lanes may be others' by now.
+    pub(crate) fn lease_has_ended(&self) -> bool {
+        let proven = self.inner.lock().unwrap_or_else(PoisonError::into_inner).proven;
+        proven.is_none_or(|begun| begun.elapsed() >= self.lease)
+    }
+
     pub(crate) fn assign(&self, lane: Lane) -> LaneEpoch {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.assignments += 1;

@@ -13,19 +13,21 @@ use futures::FutureExt;
 use metrics::{counter, histogram};
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Lane, Record, Topic, TopicNames, unframe};
-use weir_stage::{Batch, Coordinates, Delivery, Failure, Headers, Outcome, Stage, StageError, failure_class};
+use weir_stage::{Coordinates, Delivery, Failure, Headers, Outcome, StageError, failure_class};
 
 use crate::backoff::Backoff;
-use crate::concurrent::Mode;
+use crate::concurrent::{Mode, Seen, Work};
 use crate::ownership::{LaneEpoch, Ownership};
 use crate::retry::RetryPolicy;
-use crate::state::{BatchState, RecordKey, SharedStores, StoreError, Write, record_key};
+use crate::state::{BatchState, LaneHandle, RecordKey, SharedStores, StoreError, Write, record_key};
 use crate::status::Waiting;
 use crate::{PauseReason, Registry, RunnerConfig, StageStatus, metric};
 use encode::Encoded;
 
 /// Keys that are forgotten with one batch, at most, for each lane.
 const EXPIRED_AT_ONCE: usize = 500;
+/// The same with one record, where records run side by side.
+const EXPIRED_WITH_ONE: usize = 20;
 
 /// A record as it was read.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl Batches {
 }
 
 /// The part of the runner that calls the stage.
-pub(crate) struct Processor<S: Stage> {
+pub(crate) struct Processor<S: Work> {
     pub(crate) name: &'static str,
     pub(crate) stage: S,
     pub(crate) registry: Registry,
@@ -170,7 +172,7 @@ impl From<StageError> for Wait {
     }
 }
 
-impl<S: Stage> Processor<S> {
+impl<S: Work> Processor<S> {
     /// Processes batches until the loop goes away.
     pub(crate) async fn run(mut self, batches: Arc<Batches>, done: mpsc::Sender<Processed>, wake: Thread) {
         let hand_over = |processed: Processed| {
@@ -274,20 +276,24 @@ impl<S: Stage> Processor<S> {
             }
         }
         let (encoded, state) = loop {
-            let state = self.stores.as_ref().map(|stores| BatchState::new(Arc::clone(stores), epochs(&batch)));
-            let outcomes = match self.call(&deliveries, state.as_ref()).await {
+            let state = match self.view(&batch) {
+                Ok(state) => state,
+                Err(gone) => return Err((batch, gone.into())),
+            };
+            let outcomes = match self.call(&deliveries, &state.seen()).await {
                 Ok(outcomes) => outcomes,
                 Err(wait) => return Err((batch, wait)),
             };
-            let encoded = match self.encode_all(&batch, &fates, &deliveries, outcomes, start).await {
+            let encoded = match self.encode_all(&batch, &fates, &deliveries, outcomes, (start, &state.seen())).await {
                 Ok(encoded) => encoded,
                 Err(wait) => return Err((batch, wait)),
             };
             // Records behind one that is rejected against the stage's word may have read what it wrote: once more,
             // without it.
-            let overruled = encoded.iter().zip(&batch).position(|(encoded, raw)| {
-                encoded.overruled.is_some() && state.as_ref().is_some_and(|state| state.has_written(&raw.at))
-            });
+            let overruled = encoded
+                .iter()
+                .zip(&batch)
+                .position(|(encoded, raw)| encoded.overruled.is_some() && state.has_written(&raw.at));
             let Some(at) = overruled else { break (encoded, state) };
             let delivered = fates.iter().take(at).filter(|fate| fate.is_none()).count();
             let failure = encoded.into_iter().nth(at).and_then(|encoded| encoded.overruled);
@@ -295,8 +301,8 @@ impl<S: Stage> Processor<S> {
                 *fate = Some(Fate::Overruled(failure, Box::new(deliveries.remove(delivered))));
             }
         };
-        let mut writes = match state.map(|state| self.settle_state(&batch, state)).transpose() {
-            Ok(writes) => writes.unwrap_or_default(),
+        let mut writes = match self.settle_state(&batch, state) {
+            Ok(writes) => writes,
             Err(error) => return Err((batch, error.into())),
         };
         histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
@@ -308,12 +314,27 @@ impl<S: Stage> Processor<S> {
         Ok(prepared.collect())
     }
 
+    /// The state as these records see it.
+    fn view(&self, batch: &[RawRecord]) -> Result<View, StoreError> {
+        let Some(stores) = &self.stores else { return Ok(View::Nothing) };
+        match (self.mode, batch) {
+            (Mode::Each(_), [raw]) => LaneHandle::new(stores, &self.ownership, raw.at.lane, raw.epoch).map(View::Lane),
+            _ => Ok(View::Batch(BatchState::new(Arc::clone(stores), epochs(batch)))),
+        }
+    }
+
     /// Forgets what has expired by the time of these records, and lets later batches see what this one wrote.
-    fn settle_state(
-        &mut self,
-        batch: &[RawRecord],
-        state: BatchState,
-    ) -> Result<HashMap<RecordKey, Vec<Write>>, StoreError> {
+    fn settle_state(&mut self, batch: &[RawRecord], state: View) -> Result<HashMap<RecordKey, Vec<Write>>, StoreError> {
+        let (state, stores) = match (state, &self.stores) {
+            (View::Batch(state), Some(stores)) => (state, stores),
+            (View::Lane(_), Some(stores)) => {
+                for raw in batch {
+                    stores.expire_logged(raw.at.lane, raw.epoch, raw.timestamp, EXPIRED_WITH_ONE)?;
+                }
+                return Ok(HashMap::new());
+            }
+            _ => return Ok(HashMap::new()),
+        };
         self.sequence += 1;
         let mut latest: HashMap<Lane, (&RawRecord, i64)> = HashMap::new();
         for raw in batch {
@@ -324,11 +345,9 @@ impl<S: Stage> Processor<S> {
             state.expire(&first.at, *now, EXPIRED_AT_ONCE)?;
         }
         let writes = state.into_writes();
-        if let Some(stores) = &self.stores {
-            for raw in batch {
-                if let Some(of_record) = writes.get(&record_key(&raw.at)) {
-                    stores.pend(raw.at.lane, raw.epoch, self.sequence, of_record.iter().cloned());
-                }
+        for raw in batch {
+            if let Some(of_record) = writes.get(&record_key(&raw.at)) {
+                stores.pend(raw.at.lane, raw.epoch, self.sequence, of_record.iter().cloned());
             }
         }
         Ok(writes)
@@ -340,7 +359,7 @@ impl<S: Stage> Processor<S> {
         fates: &[Option<Fate<S::Input>>],
         deliveries: &[Delivery<S::Input>],
         outcomes: Vec<Outcome>,
-        start: SystemTime,
+        (start, state): (SystemTime, &Seen<'_>),
     ) -> Result<Vec<Encoded>, Wait> {
         let mut said = outcomes.into_iter().zip(deliveries).map(|(outcome, delivery)| (outcome, Some(delivery)));
         let mut encoded = Vec::with_capacity(batch.len());
@@ -348,7 +367,7 @@ impl<S: Stage> Processor<S> {
             let Some((outcome, delivery)) = fate.as_ref().map(Fate::outcome).or_else(|| said.next()) else {
                 return Err(Wait::Fatal("the stage returned fewer outcomes than records".into()));
             };
-            encoded.push(self.encode(raw, delivery, outcome, start).await?);
+            encoded.push(self.encode(raw, delivery, outcome, (start, state)).await?);
         }
         let waiting = encoded.iter_mut().filter(|encoded| matches!(encoded.verdict, Verdict::Retried(_)));
         self.retry.spread(waiting.flat_map(|encoded| &mut encoded.outputs), start, &mut rand::rng());
@@ -356,20 +375,11 @@ impl<S: Stage> Processor<S> {
     }
 
     /// Calls the stage; when it panics, calls it for each record alone, so that only the record that does it is rejected.
-    async fn call(
-        &mut self,
-        deliveries: &[Delivery<S::Input>],
-        state: Option<&BatchState>,
-    ) -> Result<Vec<Outcome>, Wait> {
+    async fn call(&mut self, deliveries: &[Delivery<S::Input>], state: &Seen<'_>) -> Result<Vec<Outcome>, Wait> {
         if deliveries.is_empty() {
             return Ok(Vec::new());
         }
-        let roll_back = |mark| {
-            if let Some(state) = state {
-                state.roll_back(mark);
-            }
-        };
-        match AssertUnwindSafe(self.stage.process(with_state(deliveries, state))).catch_unwind().await {
+        match AssertUnwindSafe(self.stage.process(deliveries, state)).catch_unwind().await {
             Ok(result) => {
                 let outcomes = result?;
                 return match outcomes.len() == deliveries.len() {
@@ -382,7 +392,7 @@ impl<S: Stage> Processor<S> {
                 };
             }
             Err(panic) => {
-                roll_back(0);
+                state.roll_back(0);
                 if deliveries.len() == 1 {
                     return Ok(vec![panicked(panic.as_ref())]);
                 }
@@ -390,21 +400,56 @@ impl<S: Stage> Processor<S> {
         }
         let mut outcomes = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
-            let mark = state.map_or(0, BatchState::mark);
-            let alone = with_state(std::slice::from_ref(delivery), state);
-            match AssertUnwindSafe(self.stage.process(alone)).catch_unwind().await {
+            let mark = state.mark();
+            let alone = std::slice::from_ref(delivery);
+            match AssertUnwindSafe(self.stage.process(alone, state)).catch_unwind().await {
                 Ok(result) => match result?.pop() {
                     Some(outcome) => outcomes.push(outcome),
                     None => return Err(Wait::Fatal("the stage returned no outcome for a record".into())),
                 },
                 Err(panic) => {
-                    roll_back(mark);
+                    state.roll_back(mark);
                     tracing::error!(stage = self.name, at = %delivery.at, "the stage panicked on a record");
                     outcomes.push(panicked(panic.as_ref()));
                 }
             }
         }
         Ok(outcomes)
+    }
+}
+
+/// The state of one batch.
+enum View {
+    Nothing,
+    Batch(BatchState),
+    Lane(LaneHandle),
+}
+
+impl View {
+    fn seen(&self) -> Seen<'_> {
+        match self {
+            Self::Nothing => Seen::Nothing,
+            Self::Batch(state) => Seen::Batch(state),
+            Self::Lane(lane) => Seen::Lane(lane),
+        }
+    }
+
+    /// Whether a record has written anything that can be taken back.
+    fn has_written(&self, at: &Coordinates) -> bool {
+        matches!(self, Self::Batch(state) if state.has_written(at))
+    }
+}
+
+impl Seen<'_> {
+    /// A place in the history of writes, to roll back to.
+    fn mark(&self) -> usize {
+        if let Self::Batch(state) = self { state.mark() } else { 0 }
+    }
+
+    fn roll_back(&self, mark: usize) {
+        if let Self::Batch(state) = self {
+            state.roll_back(mark);
+        }
     }
 }
 
@@ -450,13 +495,6 @@ async fn decode_one<R: Record>(registry: &Registry, value: &[u8]) -> Result<Resu
         Err(error) => {
             Err(Wait::Unavailable { dependency: "schema-registry", reason: error.to_string(), retry_after: None })
         }
-    }
-}
-
-fn with_state<'a, R>(deliveries: &'a [Delivery<R>], state: Option<&'a BatchState>) -> Batch<'a, R> {
-    match state {
-        Some(state) => Batch::with_state(deliveries, state),
-        None => Batch::new(deliveries),
     }
 }
 

@@ -43,10 +43,14 @@ impl RetryPolicy {
         }
     }
 
+    /// Whether records can be tried again later at all.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.possible.load(Ordering::Acquire)
+    }
+
     /// Whether a record that failed like this gets another try.
     pub(crate) fn allows(&self, failure: &Failure, attempts: u32) -> bool {
-        self.possible.load(Ordering::Acquire)
-            && attempts < self.by_class.get(failure.class).copied().unwrap_or(self.attempts)
+        self.is_possible() && attempts < self.by_class.get(failure.class).copied().unwrap_or(self.attempts)
     }
 
     /// The record that waits in a tier and comes back to `stage`. It is due after the tier's delay until
@@ -54,6 +58,25 @@ impl RetryPolicy {
     pub(crate) fn record(&self, stage: &str, raw: &RawRecord, failure: &Failure, now: SystemTime) -> EncodedRecord {
         let attempts = attempts(raw);
         let tier = self.first_tier.saturating_add(attempts as usize).min(self.tiers.len().saturating_sub(1));
+        let mut record = self.waiting(tier, stage, raw, failure, now);
+        record.headers.set(header::ATTEMPT, attempts.saturating_add(1).to_string());
+        record
+    }
+
+    /// The record that waits for about this long, at most the longest tier, and comes back to `stage`. It was not a try.
+    pub(crate) fn postponed(
+        &self,
+        stage: &str,
+        raw: &RawRecord,
+        failure: &Failure,
+        wait: Duration,
+        now: SystemTime,
+    ) -> EncodedRecord {
+        let tier = self.tiers.iter().rposition(|(_, delay)| Duration::from_millis(*delay) <= wait).unwrap_or(0);
+        self.waiting(tier, stage, raw, failure, now)
+    }
+
+    fn waiting(&self, tier: usize, stage: &str, raw: &RawRecord, failure: &Failure, now: SystemTime) -> EncodedRecord {
         let (topic, delay) = self.tiers.get(tier).cloned().unwrap_or_else(|| ("".into(), 0));
         let now = unix_millis(now);
         let mut headers = raw.headers.clone();
@@ -62,7 +85,6 @@ impl RetryPolicy {
             headers.set(header::FIRST_FAILURE_AT, now.to_string());
         }
         headers.set(header::STAGE, stage);
-        headers.set(header::ATTEMPT, attempts.saturating_add(1).to_string());
         headers.set(header::ERROR_CLASS, failure.class);
         headers.set(header::DLQ_MESSAGE, cut(&failure.message));
         headers.set(header::NOT_BEFORE, now.saturating_add_unsigned(delay).to_string());
@@ -116,7 +138,7 @@ mod tests {
         }
         RawRecord {
             at: Coordinates { topic: topic.into(), lane: Lane(3), offset: 7 },
-            epoch: Ownership::default().assign(Lane(3)),
+            epoch: Ownership::new(Duration::from_secs(1)).assign(Lane(3)),
             key: Some(b"k".to_vec()),
             value: Some(b"v".to_vec()),
             headers,
@@ -132,6 +154,16 @@ mod tests {
             ..RunnerConfig::default()
         };
         RetryPolicy::new(&config, &TopicNames::new("weir."), Arc::new(AtomicBool::new(true)))
+    }
+
+    #[test]
+    fn what_is_postponed_waits_in_the_longest_tier_that_is_not_too_long_and_has_not_been_tried() {
+        let (policy, failure) = (policy(true), Failure::new("over-limit", "no"));
+        for (millis, tier) in [(0, "1s"), (1_999, "1s"), (2_000, "2s"), (7_999, "4s"), (60_000, "8s")] {
+            let record = policy.postponed("answer", &raw(0), &failure, Duration::from_millis(millis), UNIX_EPOCH);
+            assert_eq!(record.topic.to_string(), format!("weir.retry.{tier}"));
+            assert_eq!(record.headers.text(header::ATTEMPT), None);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use weir_stage::{ConcurrentStage, Stage};
 use crate::assignment::GroupContext;
 use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::commit::{Committer, Producing};
-use crate::concurrent::{Alone, Concurrency, Mode};
+use crate::concurrent::{Alone, Concurrency, Mode, Together, Work};
 use crate::engine::{Engine, Returning};
 use crate::lane_stops::LaneStops;
 use crate::ownership::Ownership;
@@ -101,7 +101,7 @@ impl Runner {
     /// # Errors
     /// When it can't go on: a fatal error of Kafka, a fenced producer, a missing topic, a fatal error of the stage.
     pub async fn run<S: Stage>(self, input: Topic, stage: S, shutdown: CancellationToken) -> Result<(), RunnerError> {
-        self.run_stages(Mode::Batches, input, vec![stage], shutdown).await
+        self.run_stages(Mode::Batches, input, vec![Together(stage)], shutdown).await
     }
 
     /// The same for a stage whose records run side by side and complete in any order: a slow one holds up no other, and
@@ -122,11 +122,11 @@ impl Runner {
     }
 
     /// Runs a processor for each of `stages`, which are the same one.
-    async fn run_stages<S: Stage>(
+    async fn run_stages<W: Work>(
         self,
         mode: Mode,
         input: Topic,
-        stages: Vec<S>,
+        stages: Vec<W>,
         shutdown: CancellationToken,
     ) -> Result<(), RunnerError> {
         let name = self.name;
@@ -136,9 +136,9 @@ impl Runner {
         let grace = Duration::from_millis(self.config.grace_ms);
         let limit = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
         let watched = Arc::clone(&self.status);
-        let ownership = Arc::new(Ownership::default());
+        let ownership = Arc::new(Ownership::new(Duration::from_millis(self.config.session_timeout_ms)));
         let stop = CancellationToken::new();
-        let stores = S::STATEFUL.then(|| self.open_stores()).transpose().map_err(fail)?;
+        let stores = W::STATEFUL.then(|| self.open_stores()).transpose().map_err(fail)?;
         let shared = stores.clone();
         let retries = Arc::new(AtomicBool::new(false));
         let processors: Vec<_> = stages
@@ -180,6 +180,9 @@ impl Runner {
             })
             .map_err(|error| fail(format!("no thread: {error}")))?;
         let wake = thread.thread().clone();
+        if let Some(stores) = &stores {
+            stores.wakes(wake.clone());
+        }
         let waker = wake.clone();
         let receiver = Arc::new(Batches::new(receiver));
         let mut processing = JoinSet::new();
@@ -277,6 +280,8 @@ impl Runner {
             processing: 0,
             ready: Vec::new(),
             produced: 0,
+            logged: BTreeMap::new(),
+            abort_due: false,
             ready_batches: 0,
             last_commit: Instant::now(),
             waiting_since: None,

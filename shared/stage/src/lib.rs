@@ -4,6 +4,7 @@
 
 mod concurrent;
 mod delivery;
+mod lane_state;
 mod outcome;
 mod state;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use concurrent::ConcurrentStage;
 pub use delivery::{Batch, Coordinates, Delivery, Headers};
+pub use lane_state::{Change, LaneChange, LaneState, LaneView, MemoryLane, NoLane, ViewFuture};
 pub use outcome::{Failure, Outcome, Output, failure_class};
 pub use state::{MemoryState, State, StateValue, StateView};
 use weir_contracts::Record;

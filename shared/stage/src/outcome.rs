@@ -1,6 +1,7 @@
 //! What a stage says of a record.
 
 use std::fmt;
+use std::time::Duration;
 
 use weir_contracts::{AnyRecord, Lane, Topic};
 
@@ -114,6 +115,14 @@ pub enum Outcome {
         /// Why.
         failure: Failure,
     },
+    /// Nothing is wrong with it, it is only too early: it comes back through a delay tier after about this long, and may be
+    /// postponed again as often as need be. The stage sees to it that this ends.
+    Postpone {
+        /// Why; the class is a label of metrics.
+        failure: Failure,
+        /// How long it is too early.
+        wait: Duration,
+    },
 }
 
 impl Outcome {
@@ -147,7 +156,7 @@ impl Outcome {
     pub fn and(mut self, output: Output) -> Self {
         match &mut self {
             Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs.push(output),
-            Self::RetryLater { .. } => {}
+            Self::RetryLater { .. } | Self::Postpone { .. } => {}
         }
         self
     }
@@ -157,7 +166,7 @@ impl Outcome {
     pub fn outputs(&self) -> &[Output] {
         match self {
             Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs,
-            Self::RetryLater { .. } => &[],
+            Self::RetryLater { .. } | Self::Postpone { .. } => &[],
         }
     }
 }

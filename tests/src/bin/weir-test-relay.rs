@@ -9,7 +9,7 @@ use clap::Parser;
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
 use weir_runner::{Concurrency, KafkaConfig, Order, Registry, RegistryConfig, Runner, RunnerConfig};
-use weir_stage::{Batch, ConcurrentStage, Delivery, Failure, Outcome, Output, Stage, StageError};
+use weir_stage::{Batch, ConcurrentStage, Delivery, Failure, LaneState, Outcome, Output, Stage, StageError};
 use weir_tests::program;
 
 #[derive(Parser)]
@@ -50,7 +50,7 @@ struct Arguments {
     #[arg(long)]
     reject_while: Option<PathBuf>,
     /// Works on so many records side by side, on each as many milliseconds as its value says behind the last `:`.
-    #[arg(long, conflicts_with = "count_in")]
+    #[arg(long)]
     concurrent: Option<NonZeroUsize>,
     /// Records with the same key one after another.
     #[arg(long, requires = "concurrent")]
@@ -100,12 +100,21 @@ struct Aside {
 impl ConcurrentStage for Aside {
     type Input = Raw;
 
-    async fn process(&self, delivery: &Delivery<Raw>) -> Result<Outcome, StageError> {
-        let Raw(value) = delivery.record();
-        let text = String::from_utf8_lossy(value);
+    async fn process(&self, delivery: &Delivery<Raw>, _: LaneState<'_>) -> Result<Outcome, StageError> {
+        let text = String::from_utf8_lossy(&delivery.record().0);
         if self.announce {
             tracing::info!(record = %text, "begun");
         }
+        self.work(&text).await?;
+        if let Some(refused) = self.conditions.refuse(delivery.record()) {
+            return Ok(refused);
+        }
+        Ok(copy(delivery))
+    }
+}
+
+impl Aside {
+    async fn work(&self, text: &str) -> Result<(), StageError> {
         let millis: Option<f64> = text.rsplit_once(':').and_then(|(_, millis)| millis.parse().ok());
         let work = millis.map_or(self.conditions.work, |millis| Duration::from_secs_f64(millis / 1_000.0));
         if work < EXACT {
@@ -114,10 +123,45 @@ impl ConcurrentStage for Aside {
         } else {
             tokio::time::sleep(work).await;
         }
-        if let Some(refused) = self.conditions.refuse(delivery.record()) {
-            return Ok(refused);
-        }
-        Ok(copy(delivery))
+        Ok(())
+    }
+}
+
+/// Gives each record the next number of its key, as its first step, which is committed before the second: the work. Writes the
+/// number.
+struct CountAside(Aside);
+
+impl ConcurrentStage for CountAside {
+    type Input = Raw;
+
+    const STATEFUL: bool = true;
+
+    async fn process(&self, delivery: &Delivery<Raw>, state: LaneState<'_>) -> Result<Outcome, StageError> {
+        let text = String::from_utf8_lossy(&delivery.record().0);
+        let key = delivery.key.clone().unwrap_or_default();
+        let step = format!("step {}", delivery.first_offset());
+        let (number, resumed) = state.update(|change| {
+            if let Some(number) = change.get(&step)? {
+                return Ok((number, true));
+            }
+            let before =
+                change.get(&key)?.and_then(|value| String::from_utf8(value).ok()?.parse().ok()).unwrap_or(0u64);
+            let number = (before + 1).to_string().into_bytes();
+            change.put(&key, number.clone());
+            change.put(&step, number.clone());
+            Ok((number, false))
+        })?;
+        state.committed().await?;
+        tracing::info!(record = %text, resumed, "numbered");
+        // Where a frozen process stands most of the time.
+        self.0.work(&text).await?;
+        state.hold_lease().await?;
+        tracing::info!(record = %text, "called");
+        state.update(|change| {
+            change.remove(&step);
+            Ok(())
+        })?;
+        Ok(Outcome::emit(Output::new(Topic::custom("relay-out"), key, Raw(number))))
     }
 }
 
@@ -207,7 +251,11 @@ async fn run(arguments: Arguments, shutdown: CancellationToken) -> Result<(), St
     let conditions = Conditions { work, reject_while: arguments.reject_while };
     let order = if arguments.by_key { Order::ByKey } else { Order::Free };
     let ended = match (arguments.count_in, arguments.concurrent) {
-        (Some(_), _) => runner.run(input, Count { conditions, value_bytes: arguments.value_bytes }, shutdown).await,
+        (Some(_), Some(records)) => {
+            let aside = CountAside(Aside { conditions, announce: arguments.announce });
+            runner.run_concurrent(input, aside, Concurrency { records, order }, shutdown).await
+        }
+        (Some(_), None) => runner.run(input, Count { conditions, value_bytes: arguments.value_bytes }, shutdown).await,
         (None, Some(records)) => {
             let aside = Aside { conditions, announce: arguments.announce };
             runner.run_concurrent(input, aside, Concurrency { records, order }, shutdown).await

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use weir_contracts::{AnswerStatus, Evaluation, Topic};
+use weir_contracts::{Evaluation, Topic};
 
 use crate::ask::{Asker, Asking};
 use crate::context::Context;
@@ -79,7 +79,7 @@ pub async fn ask(
         millis.push(answered.total.as_secs_f64() * 1e3);
         let answer = answered.answer;
         waiting.insert(answer.request_id.as_str().to_owned(), ());
-        *by_status.entry(status(answer.status)).or_default() += 1;
+        *by_status.entry(answer.status.name()).or_default() += 1;
         let text = plain(&answer.text);
         let spans = set.answers.get(&query.id);
         contains += usize::from(spans.is_some_and(|spans| spans.iter().any(|span| text.contains(&plain(span)))));
@@ -117,15 +117,4 @@ pub async fn ask(
 #[must_use]
 pub fn plain(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
-}
-
-fn status(status: AnswerStatus) -> &'static str {
-    match status {
-        AnswerStatus::Complete => "complete",
-        AnswerStatus::Extractive => "extractive",
-        AnswerStatus::NoContext => "no_context",
-        AnswerStatus::Expired => "expired",
-        AnswerStatus::Incomplete => "incomplete",
-        AnswerStatus::Failed => "failed",
-    }
 }

@@ -93,13 +93,8 @@ impl Engine {
             self.clear_gauges(*lane);
             list.add_partition(&self.input, lane.0);
         }
-        let before = self.ready.len();
-        self.ready.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
-        if self.ready.len() < before {
-            // The open transaction holds records of lanes that others have now.
-            self.committer.abort()?;
-            self.produced = 0;
-        }
+        self.drop_work(lanes);
+        self.abort_if_due()?;
         if let Some(topic) = self.returning.as_ref().filter(|_| returning.count() > 0) {
             topic.consumer.incremental_unassign(&returning).map_err(|error| error.to_string())?;
         }
@@ -108,6 +103,14 @@ impl Engine {
         counter!(metric::REBALANCES, "stage" => self.stage, "kind" => kind).increment(1);
         tracing::info!(stage = self.stage, kind, lanes = ?lanes.iter().map(|lane| lane.0).collect::<Vec<_>>(), "lanes gone");
         Ok(())
+    }
+
+    /// Forgets what is finished of lanes that are not ours any more, and what the open transaction holds of them with it.
+    pub(super) fn drop_work(&mut self, lanes: &[Lane]) {
+        let before = self.ready.len();
+        self.ready.retain(|prepared| self.ownership.holds(prepared.raw.at.lane, prepared.raw.epoch));
+        let logged = self.logged.keys().any(|lane| lanes.contains(lane));
+        self.abort_due |= logged || self.ready.len() < before;
     }
 
     pub(super) fn close_state(&self, lane: Lane) {
@@ -129,9 +132,10 @@ impl Engine {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err("the processor has stopped".into()),
             }
+            self.let_go_on()?;
         }
         // Once: the group waits for this answer, and may have left this member behind already.
-        if self.ready.iter().any(|prepared| lanes.contains(&prepared.raw.at.lane)) {
+        if self.has_logged() || self.ready.iter().any(|prepared| lanes.contains(&prepared.raw.at.lane)) {
             self.try_commit()?;
         }
         Ok(())
@@ -181,6 +185,13 @@ impl Engine {
         let mut lanes: BTreeMap<Lane, Vec<&Prepared>> = BTreeMap::new();
         for prepared in ready.iter().filter(|prepared| !prepared.writes.is_empty()) {
             lanes.entry(prepared.raw.at.lane).or_default().push(prepared);
+        }
+        for (lane, to) in &self.logged {
+            match stores.settle(*lane, *to, ends.get(lane).copied(), now_millis()) {
+                Ok(writes) => counter!(metric::STATE_WRITES, "stage" => self.stage).increment(writes as u64),
+                Err(StoreError::Gone(_)) => {}
+                Err(error) => return Err(error.to_string()),
+            }
         }
         for (lane, prepared) in lanes {
             let sequence = prepared.iter().map(|prepared| prepared.sequence).max();

@@ -13,6 +13,7 @@ use crate::PauseReason;
 use crate::assignment::{GroupContext, Position, Standing, positions};
 use crate::client::CALL_TIMEOUT;
 use crate::clock::now_millis;
+use crate::concurrent::Mode;
 use crate::lane_stops::Change;
 use crate::process::{Prepared, Verdict};
 
@@ -83,6 +84,10 @@ impl Engine {
         }
         // What is being processed of it now would leave a hole: it is not ours to commit any more.
         self.ownership.revoke(lane);
+        if self.mode != Mode::Batches && self.state.is_some() {
+            // Its outcomes can't be produced again without the log that closes here.
+            self.drop_work(&[lane]);
+        }
         self.close_state(lane);
         self.stop_lane(lane, PauseReason::Flood { reason: stop.message.clone() });
     }

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 
 use futures::FutureExt;
 use weir_contracts::{frame, header};
-use weir_stage::{Delivery, Failure, Outcome, Output, Stage, failure_class};
+use weir_stage::{Delivery, Failure, Outcome, Output, failure_class};
 
 use super::{EncodedRecord, Processor, RawRecord, Verdict, Wait};
+use crate::concurrent::{Seen, Work};
 use crate::dead_letter::cut;
 use crate::retry::attempts;
 use crate::trace_context::TraceParent;
@@ -21,14 +22,14 @@ pub(super) struct Encoded {
     pub(super) overruled: Option<Failure>,
 }
 
-impl<S: Stage> Processor<S> {
+impl<S: Work> Processor<S> {
     /// What is written for a record, whatever the stage says of it: where it can't be written, a dead letter.
     pub(super) async fn encode(
         &mut self,
         raw: &RawRecord,
         delivery: Option<&Delivery<S::Input>>,
         outcome: Outcome,
-        start: SystemTime,
+        (start, state): (SystemTime, &Seen<'_>),
     ) -> Result<Encoded, Wait> {
         let (verdict, outputs) = match outcome {
             Outcome::Emit(outputs) => (Verdict::Emitted, outputs),
@@ -37,6 +38,14 @@ impl<S: Stage> Processor<S> {
             Outcome::RetryLater { failure } if self.retry.allows(&failure, attempts(raw)) => {
                 let record = self.retry.record(self.name, raw, &failure, start);
                 return Ok(Encoded { verdict: Verdict::Retried(failure), outputs: vec![record], overruled: None });
+            }
+            Outcome::Postpone { failure, wait } if self.retry.is_possible() => {
+                let record = self.retry.postponed(self.name, raw, &failure, wait, start);
+                return Ok(Encoded { verdict: Verdict::Retried(failure), outputs: vec![record], overruled: None });
+            }
+            Outcome::Postpone { failure, .. } => {
+                let message = format!("{} (there is no delay tier to wait in)", failure.message);
+                (Verdict::Rejected(Failure::new(failure.class, message)), Vec::new())
             }
             Outcome::RetryLater { failure } => {
                 let message = format!("{} (tried {} times)", failure.message, attempts(raw) + 1);
@@ -60,7 +69,7 @@ impl<S: Stage> Processor<S> {
                 "record rejected"
             );
             if let Some(delivery) = delivery {
-                outputs.extend(self.last_words(raw, delivery, failure, trace).await?);
+                outputs.extend(self.last_words(raw, delivery, failure, (trace, state)).await?);
             }
         }
         Ok(Encoded { verdict, outputs, overruled })
@@ -72,7 +81,7 @@ impl<S: Stage> Processor<S> {
         raw: &RawRecord,
         delivery: &Delivery<S::Input>,
         failure: &Failure,
-        trace: Option<TraceParent>,
+        (trace, state): (Option<TraceParent>, &Seen<'_>),
     ) -> Result<Vec<EncodedRecord>, Wait> {
         let failure = Failure::new(failure.class, cut(&failure.message));
         let stage = self.name;
@@ -80,7 +89,7 @@ impl<S: Stage> Processor<S> {
             tracing::error!(stage, at = %raw.at, %reason, "those who wait for a dead letter are not told");
             Ok(Vec::new())
         };
-        let words = match AssertUnwindSafe(self.stage.last_words(delivery, &failure)).catch_unwind().await {
+        let words = match AssertUnwindSafe(self.stage.last_words(delivery, &failure, state)).catch_unwind().await {
             Ok(words) => words?,
             Err(_) => return unsaid(&"the stage panicked"),
         };

@@ -3,13 +3,19 @@
 //! What a stage writes is produced to the changelog in the transaction of the record it belongs to. The store on disk
 //! takes it after the commit, with the changelog's position in the same atomic batch, so it never runs ahead of Kafka:
 //! it is a cache that may be deleted at any time. Until then the writes wait in memory, where later batches see them.
+//!
+//! Records that run side by side write to a log of their lane instead, and each transaction takes all that it has by then:
+//! so none of them completes without what it read, whoever wrote it.
 
 mod codec;
+mod lane;
+mod log;
 mod restore;
 mod store;
 mod view;
 
 pub(crate) use codec::encode;
+pub(crate) use lane::LaneHandle;
 pub(crate) use restore::{Changelog, RestoreError};
 pub(crate) use store::{SharedStores, StoreError, Stores};
 pub(crate) use view::{BatchState, RecordKey, Write, record_key};

@@ -1,14 +1,19 @@
 //! The stores on disk, and what is written but not committed yet.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::Thread;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use tokio::sync::watch;
 use weir_contracts::Lane;
 use weir_stage::StateValue;
 
 use super::codec::{decode, encode};
+use super::log::LaneLog;
+use super::view::Write;
+use crate::commit::Logged;
 use crate::ownership::LaneEpoch;
 
 /// Bytes of blocks kept in memory, for all lanes together.
@@ -54,6 +59,10 @@ struct LaneStore {
     epoch: LaneEpoch,
     keyspace: Keyspace,
     pending: HashMap<Vec<u8>, Pending>,
+    /// What records that run side by side have written.
+    log: LaneLog,
+    /// Who changes the lane's state holds this.
+    turns: Arc<Mutex<()>>,
 }
 
 /// The stores of the lanes this instance owns; shared between the loop, which writes, and the processor, which reads.
@@ -61,6 +70,8 @@ pub(crate) struct Stores {
     path: PathBuf,
     database: Database,
     lanes: Mutex<HashMap<Lane, LaneStore>>,
+    /// The loop, which commits what is written.
+    wake: OnceLock<Thread>,
 }
 
 impl Stores {
@@ -80,7 +91,7 @@ impl Stores {
                 open(path).map_err(|error| fail(&error))?
             }
         };
-        Ok(Self { path: path.to_path_buf(), database, lanes: Mutex::default() })
+        Ok(Self { path: path.to_path_buf(), database, lanes: Mutex::default(), wake: OnceLock::new() })
     }
 
     fn fail(&self, error: &fjall::Error) -> StoreError {
@@ -95,7 +106,9 @@ impl Stores {
     pub(crate) fn assign(&self, lane: Lane, epoch: LaneEpoch) -> Result<(), StoreError> {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
         let keyspace = self.database.keyspace(&format!("lane-{lane}"), options).map_err(|error| self.fail(&error))?;
-        self.lanes().insert(lane, LaneStore { epoch, keyspace, pending: HashMap::new() });
+        let store =
+            LaneStore { epoch, keyspace, pending: HashMap::new(), log: LaneLog::default(), turns: Arc::default() };
+        self.lanes().insert(lane, store);
         Ok(())
     }
 
@@ -163,6 +176,83 @@ impl Stores {
                 store.pending.insert(key, Pending { sequence, value });
             }
         }
+    }
+
+    /// The loop is woken when there is something to commit.
+    pub(crate) fn wakes(&self, thread: Thread) {
+        // There is one loop.
+        let _ = self.wake.set(thread);
+    }
+
+    /// What changes of a lane's state hold, one at a time.
+    pub(crate) fn turns(&self, lane: Lane, epoch: LaneEpoch) -> Result<Arc<Mutex<()>>, StoreError> {
+        self.owned(lane, epoch, |store| Arc::clone(&store.turns))
+    }
+
+    /// Tells how far the log of a lane is committed.
+    pub(crate) fn watch(&self, lane: Lane, epoch: LaneEpoch) -> Result<watch::Receiver<u64>, StoreError> {
+        self.owned(lane, epoch, |store| store.log.watch())
+    }
+
+    fn owned<T>(&self, lane: Lane, epoch: LaneEpoch, of: impl FnOnce(&mut LaneStore) -> T) -> Result<T, StoreError> {
+        let mut lanes = self.lanes();
+        lanes.get_mut(&lane).filter(|store| store.epoch == epoch).map(of).ok_or(StoreError::Gone(lane))
+    }
+
+    /// Adds to the log of a lane, and lets later reads see it. Gives the number of the write; none when the lane is gone.
+    pub(crate) fn append(&self, lane: Lane, epoch: LaneEpoch, writes: Vec<Write>) -> Option<u64> {
+        let number = self.owned(lane, epoch, |store| {
+            let number = store.log.append(writes.clone());
+            for (key, value) in writes {
+                store.pending.insert(key, Pending { sequence: number, value });
+            }
+            number
+        });
+        if let Some(thread) = self.wake.get() {
+            thread.unpark();
+        }
+        number.ok()
+    }
+
+    /// For each lane whose log has something after the number given for it (what is committed, where none is): what that is, and the number
+    /// of its last write.
+    pub(crate) fn logged(&self, after: &BTreeMap<Lane, u64>) -> Vec<Logged> {
+        let lanes = self.lanes();
+        let news = lanes.iter().filter_map(|(lane, store)| {
+            let after = after.get(lane).copied().unwrap_or(store.log.done());
+            let last = store.log.last();
+            (last > after).then(|| (*lane, store.log.between(after, last), last))
+        });
+        news.collect()
+    }
+
+    /// Whether a lane has written something that is not committed.
+    pub(crate) fn has_logged(&self) -> bool {
+        self.lanes().values().any(|store| store.log.last() > store.log.done())
+    }
+
+    /// The log of a lane is committed up to this number: takes it over to disk, see [`Stores::apply`], and tells those who
+    /// wait for it.
+    pub(crate) fn settle(&self, lane: Lane, to: u64, next: Option<i64>, now: i64) -> Result<usize, StoreError> {
+        let writes = self.lanes().get(&lane).map(|store| store.log.between(0, to)).ok_or(StoreError::Gone(lane))?;
+        let pairs = writes.iter().map(|(key, value)| (key.as_slice(), value.as_ref()));
+        self.apply(lane, pairs, next, Some(to), now)?;
+        if let Some(store) = self.lanes().get_mut(&lane) {
+            store.log.commit(to);
+        }
+        Ok(writes.len())
+    }
+
+    /// Removes what has expired by `now`, at most `limit` keys, through the log.
+    pub(crate) fn expire_logged(&self, lane: Lane, epoch: LaneEpoch, now: i64, limit: usize) -> Result<(), StoreError> {
+        let turns = self.turns(lane, epoch)?;
+        // What is read as expired must not be written anew before it is removed.
+        let _turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let expired = self.expired(lane, epoch, now, limit)?;
+        if !expired.is_empty() {
+            self.append(lane, epoch, expired.into_iter().map(|key| (key, None)).collect());
+        }
+        Ok(())
     }
 
     /// Keys whose values have expired by `now`, at most `limit`, without those that are being written.

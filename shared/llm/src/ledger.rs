@@ -1,0 +1,57 @@
+//! Who answers for the calls of a question: what must be true before one leaves, and what is noted after it.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use crate::call::Call;
+use crate::config::PriceConfig;
+
+/// A call that is about to leave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Name of the provider.
+    pub provider: String,
+    /// Model.
+    pub model: String,
+    /// Which attempt of the question it is.
+    pub attempt: i32,
+    /// By what it will be paid.
+    pub price: PriceConfig,
+    /// Tokens that are sent, at most.
+    pub input_tokens: u64,
+    /// Tokens of the answer, at most.
+    pub output_tokens: u64,
+}
+
+/// Why a call may not leave, for the one who asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withheld(pub String);
+
+/// Stands before every call of a question and after it.
+pub trait Ledger: Send {
+    /// Asked right before a call leaves; it does once this is done.
+    ///
+    /// # Errors
+    /// When it may not leave: then the question is put to nobody else either.
+    fn before<'a>(&'a mut self, call: &'a Planned) -> BoxFuture<'a, Result<(), Withheld>>;
+
+    /// The call did not leave after all: its provider's breaker opened meanwhile.
+    fn withdrawn(&mut self, call: &Planned);
+
+    /// What came of it.
+    fn after(&mut self, call: &Call);
+}
+
+/// Lets every call go and notes nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unaccounted;
+
+impl Ledger for Unaccounted {
+    fn before<'a>(&'a mut self, _: &'a Planned) -> BoxFuture<'a, Result<(), Withheld>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn withdrawn(&mut self, _: &Planned) {}
+
+    fn after(&mut self, _: &Call) {}
+}
