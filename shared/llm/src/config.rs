@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::breaker::BreakerConfig;
+use crate::estimate::EstimateConfig;
 use crate::retry::RetryConfig;
 use crate::retry_budget::RetryBudgetConfig;
 use crate::timeouts::TimeoutConfig;
@@ -47,6 +48,8 @@ pub struct ProviderConfig {
     pub max_tokens_field: String,
     /// What the model costs.
     pub price: PriceConfig,
+    /// How many tokens a request can have at most.
+    pub estimate: EstimateConfig,
 }
 
 impl Default for ProviderConfig {
@@ -59,6 +62,7 @@ impl Default for ProviderConfig {
             stream_usage: true,
             max_tokens_field: "max_tokens".into(),
             price: PriceConfig::default(),
+            estimate: EstimateConfig::default(),
         }
     }
 }
@@ -135,7 +139,7 @@ impl LlmConfig {
     ///
     /// # Errors
     /// When the chain names an unknown provider or one twice, a provider lacks a URL or a model, a price is negative,
-    /// the timeouts do not nest, or a setting of retries or breakers is out of its range.
+    /// the timeouts do not nest, or a setting of retries, breakers or estimates is out of its range.
     pub fn ordered(&self) -> Result<Vec<(&str, &ProviderConfig)>, InvalidConfig> {
         self.timeouts.check()?;
         self.retries.check()?;
@@ -170,6 +174,7 @@ impl LlmConfig {
         if !(price.input_per_million >= 0.0 && price.cached_input() >= 0.0 && price.output_per_million >= 0.0) {
             return Err(wrong("price", "must not be negative"));
         }
+        provider.estimate.check().map_err(|(field, problem)| wrong(field, problem))?;
         Ok((name, provider))
     }
 }
@@ -235,6 +240,21 @@ mod tests {
             let message = parse(&format!("timeouts.{text}")).ordered().unwrap_err().to_string();
             let (inner, outer) = (format!("llm.timeouts.{inner} "), format!("llm.timeouts.{outer} "));
             assert!(message.contains(&inner) && message.contains(&outer), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_providers_values_out_of_range_are_refused_with_their_key() {
+        for (key, value) in [
+            ("tokens_per_byte", "0.0"),
+            ("tokens_per_byte", "4.5"),
+            ("tokens_per_byte", "nan"),
+            ("margin", "-0.1"),
+            ("margin", "inf"),
+        ] {
+            let text = format!("{TWO}\nestimate.{key} = {value}");
+            let message = parse(&text).ordered().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("llm.providers.second.estimate.{key} must")), "{message}");
         }
     }
 
