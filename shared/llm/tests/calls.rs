@@ -168,7 +168,7 @@ async fn no_connection(provider: &FakeProvider) {
 #[tokio::test]
 async fn an_answer_beyond_its_limit_of_tokens_is_cut_there_and_the_connection_dropped() {
     let drip = Behaviour::Drip { text: "word ".repeat(1_000), pause: Duration::from_millis(2) };
-    for behaviour in [Behaviour::Long { words: 1_000 }, drip] {
+    for behaviour in [Behaviour::Long { words: 1_000, pause: Duration::ZERO }, drip] {
         let provider = FakeProvider::start(behaviour).await.unwrap();
         let chain = chain(&[("only", provider.base_url(), true)]);
         let mut heard = Heard::default();
