@@ -1,6 +1,41 @@
 //! A provider on a local port that answers, or fails, as it is told: for tests, drills and demonstrations without a
 //! model. It keeps books of its own, so that what a client believes to have spent can be held against them.
 //!
+//! # As a program
+//!
+//! ```text
+//! cargo run -p weir-llm --features fake-provider -- --port 8089 --behaviour '{"kind": "quote"}'
+//! ```
+//!
+//! prints one line once it listens, `weir-fake-provider ready on http://127.0.0.1:8089/v1`. Weir asks it when its
+//! configuration says
+//!
+//! ```toml
+//! [llm.providers.fake]
+//! base_url = "http://127.0.0.1:8089/v1"
+//! model = "fake"
+//! ```
+//!
+//! | | |
+//! |---|---|
+//! | `POST /v1/chat/completions` | A completion, streamed or not. |
+//! | `GET /v1/models` | One model, `fake`; any other name does as well. |
+//! | `GET /control/books` | [`Books`] as JSON. |
+//! | `POST /control/behaviour` | A [`Behaviour`], from now on. |
+//! | `POST /control/script` | A list of behaviours, one for each next request. |
+//! | `POST /control/down` | `{"down": true}`: 503 to everything until `{"down": false}`. |
+//! | `POST /control/reset` | Forgets books, script and known keys; behaviour and outage stay. |
+//!
+//! A control request that succeeds is answered with 204, one that can't be read with 400 and what is wrong with it.
+//!
+//! ```text
+//! curl localhost:8089/control/behaviour -d '{"kind": "mix", "with": {"seed": 7, "of": [
+//!   [90, {"kind": "slow", "with": {"from_ms": 200, "to_ms": 900, "then": {"kind": "quote"}}}],
+//!   [5, {"kind": "status", "with": {"status": 429, "retry_after": "2"}}],
+//!   [5, {"kind": "cut", "with": {"text": "The mill was built in 1912", "words": 3}}]]}}'
+//! curl localhost:8089/control/books
+//! ```
+//!
 //! # Behaviours
 //!
 //! | Answers | |
@@ -39,7 +74,7 @@
 //!
 //! # Idempotency
 //!
-//! Without it every request is a call of its own. With it ([`FakeProvider::with_idempotency`]) the
+//! Without it every request is a call of its own. With it ([`FakeProvider::with_idempotency`], `--idempotency`) the
 //! header `Idempotency-Key` alone decides, not what is asked:
 //! - while the first request with a key runs, another one gets a 409 with the code `idempotency_in_progress`;
 //! - once a whole answer was handed over, the same answer is given again at once, streamed or not, and not charged;
@@ -54,6 +89,7 @@ mod call;
 mod chance;
 mod chat;
 mod connection;
+mod control;
 mod request;
 mod state;
 mod telling;
@@ -114,6 +150,7 @@ impl FakeProvider {
         let app = Router::new()
             .route("/v1/chat/completions", post(chat::complete))
             .route("/v1/models", get(models))
+            .merge(control::routes())
             .with_state(shared.clone())
             .into_make_service_with_connect_info::<Reset>();
         let open = Open::default();
