@@ -168,7 +168,7 @@ async fn no_connection(provider: &FakeProvider) {
 #[tokio::test]
 async fn an_answer_beyond_its_limit_of_tokens_is_cut_there_and_the_connection_dropped() {
     let drip = Behaviour::Drip { text: "word ".repeat(1_000), pause: Duration::from_millis(2) };
-    for behaviour in [Behaviour::Long { words: 1_000 }, drip] {
+    for behaviour in [Behaviour::Long { words: 1_000, pause: Duration::ZERO }, drip] {
         let provider = FakeProvider::start(behaviour).await.unwrap();
         let chain = chain(&[("only", provider.base_url(), true)]);
         let mut heard = Heard::default();
@@ -341,4 +341,53 @@ async fn a_quote_comes_from_the_first_passage() {
     request.messages = vec![Message::user("<passage n=\"1\" title=\"T\">\nOne. Two.\n</passage>\nQuestion: x")];
     let run = chain(&[("only", provider.base_url(), true)]).ask(&request, 1, &mut Discard).await;
     assert_eq!(run.reply.unwrap().text, "One. [1]");
+}
+
+#[tokio::test]
+async fn the_providers_books_agree_with_what_the_chain_counted() {
+    let answer = || Box::new(Behaviour::Answer(ANSWER.into()));
+    let of = vec![
+        (4, Behaviour::WrongInputUsage { percent: 120, then: answer() }),
+        (2, Behaviour::Slow { from: Duration::ZERO, to: Duration::from_millis(20), then: answer(), seed: 2 }),
+        (2, Behaviour::status(503)),
+        (1, Behaviour::Reset),
+        (1, Behaviour::Decline("No.".into())),
+    ];
+    install_tls();
+    for stream in [true, false] {
+        let provider = FakeProvider::start(Behaviour::Mix { seed: 1, of: of.clone() }).await.unwrap();
+        let mut calls = Vec::new();
+        for _ in 0..20 {
+            let only = ProviderConfig {
+                base_url: provider.base_url(),
+                model: "m".into(),
+                stream,
+                ..ProviderConfig::default()
+            };
+            let config = LlmConfig {
+                providers: BTreeMap::from([("only".to_owned(), only)]),
+                retries: retries(0),
+                ..LlmConfig::default()
+            };
+            // A chain each: what fails opens no breaker.
+            let run = Chain::new(&config).unwrap().unwrap().ask(&request(), 1, &mut Discard).await;
+            calls.extend(run.calls);
+        }
+        let answered: Vec<_> = calls.iter().filter(|call| call.status == "ok").map(|call| call.usage).collect();
+        let books = provider.books();
+        assert_eq!(books.sums.calls, u64::try_from(calls.len()).unwrap());
+        let finished = books.calls.iter().filter(|entry| entry.behaviour == "answer");
+        let charged: Vec<_> = finished
+            .map(|entry| TokenUsage {
+                input: entry.input_tokens,
+                cached: entry.cached_tokens,
+                output: entry.output_tokens,
+                estimated: false,
+            })
+            .collect();
+        assert_eq!(answered, charged);
+        let refused = calls.iter().filter(|call| call.status == "refused");
+        assert!(refused.clone().count() > 0 && refused.clone().all(|call| call.usage.input > 0));
+        assert_eq!(books.sums.charged_calls, u64::try_from(answered.len() + refused.count()).unwrap());
+    }
 }

@@ -12,13 +12,17 @@ use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Resets its connection when set, at the next write.
+/// Resets its connection when set: at the next write, or when it is closed before.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Reset(Arc<AtomicBool>);
 
 impl Reset {
     pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -47,6 +51,10 @@ pub(super) struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.reset.is_set() {
+            // Closing it then sends a reset instead of an end in good order. It may be gone already.
+            let _ = self.stream.set_zero_linger();
+        }
         self.open.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -80,9 +88,7 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.reset.0.load(Ordering::Relaxed) {
-            // Closing it then sends a reset instead of an end in good order.
-            self.stream.set_zero_linger()?;
+        if self.reset.is_set() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
