@@ -65,6 +65,12 @@ impl Deadline {
         Self(millis)
     }
 
+    /// Milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn millis(self) -> i64 {
+        self.0
+    }
+
     /// Time left at `now`, or nothing when it has passed.
     #[must_use]
     pub fn remaining(self, now: SystemTime) -> Option<Duration> {

@@ -139,7 +139,7 @@ impl Chain {
             .map(|(name, provider)| {
                 let client = Provider::new(provider, &config.timeouts)
                     .map_err(|source| ChainError::Http { provider: name.to_owned(), source })?;
-                Ok(Link::new(name, &provider.model, provider.price, Box::new(client), config, now))
+                Ok(Link::new(name, provider, Box::new(client), config, now))
             })
             .collect::<Result<Vec<_>, ChainError>>()?;
         Ok((!links.is_empty()).then(|| Self::of(links, config)))
@@ -211,7 +211,7 @@ impl Chain {
             let result = link.provider.ask(request, attempt, end, &mut running.counted(deltas)).await;
             let call = running.end(&result);
             permit.report(outcome(&result), call.latency, Instant::now());
-            ledger.after(&call);
+            ledger.after(&call, result.as_ref().ok());
             calls.push(call.clone());
             match result {
                 Ok(completion) => {

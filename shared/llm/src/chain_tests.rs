@@ -79,9 +79,10 @@ impl Ask for Arc<Script> {
 
 fn chain(config: &LlmConfig, scripts: &[&Arc<Script>]) -> Chain {
     let price = PriceConfig { input_per_million: 1.0, ..PriceConfig::default() };
+    let settings = ProviderConfig { model: "m".into(), price, ..ProviderConfig::default() };
     let links = ["a", "b", "c"].iter().zip(scripts);
     let links =
-        links.map(|(name, script)| Link::new(name, "m", price, Box::new(Arc::clone(script)), config, Instant::now()));
+        links.map(|(name, script)| Link::new(name, &settings, Box::new(Arc::clone(script)), config, Instant::now()));
     Chain::of(links.collect(), config).seeded(7)
 }
 

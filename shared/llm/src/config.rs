@@ -46,6 +46,9 @@ pub struct ProviderConfig {
     pub stream_usage: bool,
     /// Name of the request's field that limits the output: `max_tokens` or `max_completion_tokens`.
     pub max_tokens_field: String,
+    /// Whether the provider answers a repeat with the same `Idempotency-Key` with what it said before and does not charge it
+    /// again. Then a call whose owner crashed before it heard the answer is not counted twice.
+    pub honours_idempotency: bool,
     /// What the model costs.
     pub price: PriceConfig,
     /// How many tokens a request can have at most.
@@ -61,6 +64,7 @@ impl Default for ProviderConfig {
             stream: true,
             stream_usage: true,
             max_tokens_field: "max_tokens".into(),
+            honours_idempotency: false,
             price: PriceConfig::default(),
             estimate: EstimateConfig::default(),
         }

@@ -24,11 +24,13 @@ pub struct EstimateConfig {
     pub tokens_per_byte: f64,
     /// What is added on top, as a share; 0 to 4.
     pub margin: f64,
+    /// Tokens that a model may have written beyond `max_tokens` before a stream is cut that goes on: what is on its way.
+    pub overrun_tokens: u32,
 }
 
 impl Default for EstimateConfig {
     fn default() -> Self {
-        Self { tokens_per_byte: 1.0, margin: 0.25 }
+        Self { tokens_per_byte: 1.0, margin: 0.25, overrun_tokens: 16 }
     }
 }
 
@@ -50,7 +52,7 @@ impl EstimateConfig {
         TokenUsage {
             input: self.input_tokens(request),
             cached: 0,
-            output: u64::from(request.max_tokens),
+            output: u64::from(request.max_tokens) + u64::from(self.overrun_tokens),
             estimated: true,
         }
     }
@@ -79,7 +81,7 @@ mod tests {
             prompt_version: None,
         };
         let bound = config.upper_bound(&request);
-        assert_eq!((bound.cached, bound.output, bound.estimated), (0, 300, true));
+        assert_eq!((bound.cached, bound.output, bound.estimated), (0, 300 + u64::from(config.overrun_tokens), true));
         bound.input
     }
 
@@ -87,10 +89,10 @@ mod tests {
     fn it_is_the_bytes_of_texts_and_roles_and_what_is_around_them_and_a_margin() {
         let messages = || vec![Message::system("x".repeat(90)), Message::user("水".repeat(100))];
         let around = 6 + 4 + 2 * 8 + 32;
-        let exact = EstimateConfig { tokens_per_byte: 1.0, margin: 0.0 };
+        let exact = EstimateConfig { tokens_per_byte: 1.0, margin: 0.0, overrun_tokens: 0 };
         assert_eq!(input(exact, messages()), 90 + 300 + around);
         assert_eq!(input(EstimateConfig::default(), messages()), (90 + 300 + around) * 5 / 4);
-        let english = EstimateConfig { tokens_per_byte: 0.5, margin: 0.0 };
+        let english = EstimateConfig { tokens_per_byte: 0.5, ..exact };
         assert_eq!(input(english, messages()), 45 + 150 + 5 + 48);
         assert_eq!(input(exact, Vec::new()), 32);
     }

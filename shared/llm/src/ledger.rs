@@ -4,7 +4,9 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use crate::call::Call;
+use crate::client::Completion;
 use crate::config::PriceConfig;
+use crate::pricing::TokenUsage;
 
 /// A call that is about to leave.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,10 +19,10 @@ pub struct Planned {
     pub attempt: i32,
     /// By what it will be paid.
     pub price: PriceConfig,
-    /// Tokens that are sent, at most.
-    pub input_tokens: u64,
-    /// Tokens of the answer, at most.
-    pub output_tokens: u64,
+    /// Tokens it uses at most.
+    pub bound: TokenUsage,
+    /// Whether the provider answers a repeat with the same idempotency key without charging it again.
+    pub honours_idempotency: bool,
 }
 
 /// Why a call may not leave, for the one who asked.
@@ -38,8 +40,8 @@ pub trait Ledger: Send {
     /// The call did not leave after all: its provider's breaker opened meanwhile.
     fn withdrawn(&mut self, call: &Planned);
 
-    /// What came of it.
-    fn after(&mut self, call: &Call);
+    /// What came of it, and what it said when it succeeded.
+    fn after(&mut self, call: &Call, said: Option<&Completion>);
 }
 
 /// Lets every call go and notes nothing.
@@ -53,5 +55,5 @@ impl Ledger for Unaccounted {
 
     fn withdrawn(&mut self, _: &Planned) {}
 
-    fn after(&mut self, _: &Call) {}
+    fn after(&mut self, _: &Call, _: Option<&Completion>) {}
 }

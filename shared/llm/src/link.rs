@@ -5,8 +5,9 @@ use tokio::time::Instant;
 
 use crate::breaker::{Breaker, Permit, Refused};
 use crate::client::{Ask, ChatRequest};
-use crate::config::{LlmConfig, PriceConfig};
+use crate::config::{LlmConfig, PriceConfig, ProviderConfig};
 use crate::error::CallError;
+use crate::estimate::EstimateConfig;
 use crate::gate::Gate;
 use crate::ledger::Planned;
 use crate::metric;
@@ -18,6 +19,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) model: String,
     pub(crate) price: PriceConfig,
+    estimate: EstimateConfig,
+    honours_idempotency: bool,
     pub(crate) provider: Box<dyn Ask>,
     pub(crate) breaker: Breaker,
     pub(crate) gate: Gate,
@@ -27,18 +30,19 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(
         name: &str,
-        model: &str,
-        price: PriceConfig,
+        settings: &ProviderConfig,
         provider: Box<dyn Ask>,
         config: &LlmConfig,
         now: Instant,
     ) -> Self {
         Self {
             name: name.to_owned(),
-            model: model.to_owned(),
-            price,
+            model: settings.model.clone(),
+            price: settings.price,
+            estimate: settings.estimate,
+            honours_idempotency: settings.honours_idempotency,
             provider,
-            breaker: Breaker::new(name, model, config.breaker, now),
+            breaker: Breaker::new(name, &settings.model, config.breaker, now),
             gate: Gate::new(config.retries.max_pause()),
             budget: RetryBudget::new(config.retry_budget, now),
         }
@@ -79,8 +83,8 @@ impl Link {
             model: self.model.clone(),
             attempt,
             price: self.price,
-            input_tokens: request.estimated_tokens(),
-            output_tokens: request.max_tokens.into(),
+            bound: self.estimate.upper_bound(request),
+            honours_idempotency: self.honours_idempotency,
         }
     }
 

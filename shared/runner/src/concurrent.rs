@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use weir_contracts::Record;
-use weir_stage::{Batch, ConcurrentStage, Delivery, Failure, LaneState, NoLane, Outcome, Output, Stage, StageError};
+use weir_stage::{
+    Batch, Change, ConcurrentStage, Delivery, Failure, LaneState, NoLane, Outcome, Output, Stage, StageError,
+};
 
 use crate::state::{BatchState, LaneHandle};
 
@@ -51,11 +53,12 @@ pub(crate) trait Work: Send + 'static {
         state: &Seen<'_>,
     ) -> impl Future<Output = Result<Vec<Outcome>, StageError>> + Send;
 
+    /// `last`: the last change that the record makes, where records run side by side.
     fn last_words(
         &mut self,
         delivery: &Delivery<Self::Input>,
         failure: &Failure,
-        state: &Seen<'_>,
+        last: &mut Change<'_>,
     ) -> impl Future<Output = Result<Vec<Output>, StageError>> + Send;
 }
 
@@ -93,7 +96,7 @@ impl<S: Stage> Work for Together<S> {
         &mut self,
         delivery: &Delivery<Self::Input>,
         failure: &Failure,
-        _: &Seen<'_>,
+        _: &mut Change<'_>,
     ) -> Result<Vec<Output>, StageError> {
         self.0.last_words(delivery, failure).await
     }
@@ -123,9 +126,9 @@ impl<S: ConcurrentStage> Work for Alone<S> {
         &mut self,
         delivery: &Delivery<Self::Input>,
         failure: &Failure,
-        state: &Seen<'_>,
+        last: &mut Change<'_>,
     ) -> Result<Vec<Output>, StageError> {
-        self.0.last_words(delivery, failure, state.of_lane(delivery)).await
+        self.0.last_words(delivery, failure, last)
     }
 }
 

@@ -16,7 +16,7 @@ use weir_contracts::Lane;
 use crate::assignment::{GroupContext, Rebalance};
 use crate::backoff::Backoff;
 use crate::clock::now_millis;
-use crate::commit::{Committer, Next, Positions, Verified};
+use crate::commit::{Committer, Logged, Next, Positions, Verified};
 use crate::concurrent::{Concurrency, Mode};
 use crate::failpoint::{Failpoint, reach};
 use crate::lane::OwnedLane;
@@ -194,7 +194,9 @@ impl Engine {
                 self.processing = self.processing.saturating_sub(1);
                 Ok(())
             }
-            Processed::Done(prepared) => {
+            // Its lane was given away meanwhile.
+            Processed::Done(prepared, _) if prepared.is_empty() => Ok(()),
+            Processed::Done(prepared, _) => {
                 reach(self.stage, Failpoint::AfterProcess);
                 self.ready_batches += 1;
                 let mut runs = prepared;
@@ -340,10 +342,8 @@ impl Engine {
     /// processed meanwhile.
     fn produce(&mut self) -> Result<Verified, String> {
         self.abort_if_due()?;
-        // In this order: what a record wrote is in the log before the record is finished.
+        let logged = self.take_logged()?;
         let ready = self.ready.get(self.produced..).unwrap_or_default();
-        let stores = self.state.as_ref().filter(|_| self.mode != Mode::Batches);
-        let logged = stores.map(|(stores, _)| stores.logged(&self.logged)).unwrap_or_default();
         let verified = self.committer.produce(ready, &logged)?;
         match verified {
             Verified::Committed => {
@@ -353,6 +353,18 @@ impl Engine {
             Verified::NotCommitted => (self.produced, self.logged) = (0, BTreeMap::new()),
         }
         Ok(verified)
+    }
+
+    /// What records that run side by side have written since the last time, and whose outcomes belong to it: those are taken,
+    /// too, so that no transaction has a last change without its outcome.
+    fn take_logged(&mut self) -> Result<Vec<Logged>, String> {
+        let stores = self.state.as_ref().filter(|_| self.mode != Mode::Batches);
+        let Some(stores) = stores.map(|(stores, _)| Arc::clone(stores)) else { return Ok(Vec::new()) };
+        let still = stores.still();
+        self.collect()?;
+        let logged = stores.logged(&self.logged);
+        drop(still);
+        Ok(logged)
     }
 
     /// Commits what is finished, again and again until Kafka says that it counts or that it belongs to others.

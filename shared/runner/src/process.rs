@@ -1,6 +1,7 @@
 //! Turns raw records into encoded outcomes: decodes, calls the stage, encodes. Runs beside the loop, so that a batch is
 //! processed while the one before it commits.
 
+mod alone;
 mod encode;
 
 use std::collections::HashMap;
@@ -11,23 +12,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt;
 use metrics::{counter, histogram};
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
-use weir_contracts::{Lane, Record, Topic, TopicNames, unframe};
-use weir_stage::{Coordinates, Delivery, Failure, Headers, Outcome, StageError, failure_class};
+use weir_contracts::{Lane, Record, SchemaDef, Topic, TopicNames, unframe};
+use weir_stage::{Change, Coordinates, Delivery, Failure, Headers, NoLane, Outcome, StageError, failure_class};
 
 use crate::backoff::Backoff;
 use crate::concurrent::{Mode, Seen, Work};
 use crate::ownership::{LaneEpoch, Ownership};
 use crate::retry::RetryPolicy;
-use crate::state::{BatchState, LaneHandle, RecordKey, SharedStores, StoreError, Write, record_key};
+use crate::state::{BatchState, RecordKey, SharedStores, StoreError, Write, record_key};
 use crate::status::Waiting;
 use crate::{PauseReason, Registry, RunnerConfig, StageStatus, metric};
-use encode::Encoded;
+use encode::{Encoded, Last};
 
 /// Keys that are forgotten with one batch, at most, for each lane.
 const EXPIRED_AT_ONCE: usize = 500;
-/// The same with one record, where records run side by side.
-const EXPIRED_WITH_ONE: usize = 20;
 
 /// A record as it was read.
 #[derive(Debug)]
@@ -86,11 +86,14 @@ pub(crate) struct Prepared {
 
 /// What the processor says of a batch.
 pub(crate) enum Processed {
-    Done(Vec<Prepared>),
+    Done(Vec<Prepared>, Turns),
     /// It waits for the next batch.
     Idle,
     Failed(String),
 }
+
+/// Held until the loop has been given what was processed: meanwhile nobody else changes the state of the record's lane.
+pub(crate) type Turns = Option<OwnedMutexGuard<()>>;
 
 /// What waits for a processor; shared by all of them.
 pub(crate) struct Batches(tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Vec<RawRecord>>>);
@@ -146,7 +149,13 @@ impl<R> Fate<R> {
 
 /// Why a batch is not processed yet.
 enum Wait {
-    Unavailable { dependency: &'static str, reason: String, retry_after: Option<Duration> },
+    /// The id of a schema was needed at once and is not known yet.
+    Unregistered(Topic, &'static SchemaDef),
+    Unavailable {
+        dependency: &'static str,
+        reason: String,
+        retry_after: Option<Duration>,
+    },
     Fatal(String),
 }
 
@@ -175,9 +184,11 @@ impl From<StageError> for Wait {
 impl<S: Work> Processor<S> {
     /// Processes batches until the loop goes away.
     pub(crate) async fn run(mut self, batches: Arc<Batches>, done: mpsc::Sender<Processed>, wake: Thread) {
-        let hand_over = |processed: Processed| {
+        let hand_over = |mut processed: Processed| {
             let goes_on = !matches!(processed, Processed::Failed(_));
+            let turn = if let Processed::Done(_, turn) = &mut processed { turn.take() } else { None };
             let heard = done.send(processed).is_ok();
+            drop(turn);
             wake.unpark();
             goes_on && heard
         };
@@ -216,7 +227,7 @@ impl<S: Work> Processor<S> {
         let (lane, epoch) = (raw.at.lane, raw.epoch);
         tokio::select! {
             processed = self.until_available(vec![raw]) => processed,
-            () = ownership.gone(lane, epoch) => Processed::Done(Vec::new()),
+            () = ownership.gone(lane, epoch) => Processed::Done(Vec::new(), None),
         }
     }
 
@@ -229,12 +240,20 @@ impl<S: Work> Processor<S> {
             // What was revoked meanwhile belongs to another instance.
             batch.retain(|record| self.ownership.holds(record.at.lane, record.epoch));
             let (unprocessed, wait) = match self.process(batch).await {
-                Ok(prepared) => return Processed::Done(prepared),
+                Ok((prepared, turn)) => return Processed::Done(prepared, turn),
                 Err(failed) => failed,
             };
             batch = unprocessed;
+            let wait = match wait {
+                Wait::Unregistered(topic, schema) => match self.schema_id(topic, schema).await {
+                    Ok(_) => continue,
+                    Err(wait) => wait,
+                },
+                other => other,
+            };
             let (dependency, reason, retry_after) = match wait {
                 Wait::Fatal(reason) => return Processed::Failed(reason),
+                Wait::Unregistered(..) => continue,
                 Wait::Unavailable { dependency, reason, retry_after } => (dependency, reason, retry_after),
             };
             let delay = backoff.next(&mut rand::rng(), retry_after);
@@ -251,12 +270,22 @@ impl<S: Work> Processor<S> {
             waiting.get_or_insert_with(|| self.status.wait()).on(reason);
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
-                () = self.stop.cancelled() => return Processed::Done(Vec::new()),
+                () = self.stop.cancelled() => return Processed::Done(Vec::new(), None),
             }
         }
     }
 
-    async fn process(&mut self, batch: Vec<RawRecord>) -> Result<Vec<Prepared>, (Vec<RawRecord>, Wait)> {
+    async fn process(&mut self, batch: Vec<RawRecord>) -> Result<(Vec<Prepared>, Turns), (Vec<RawRecord>, Wait)> {
+        match (self.mode, &self.stores) {
+            (Mode::Each(_), Some(stores)) => {
+                let stores = Arc::clone(stores);
+                self.process_alone(batch, &stores).await
+            }
+            _ => self.process_batch(batch).await.map(|prepared| (prepared, None)),
+        }
+    }
+
+    async fn process_batch(&mut self, batch: Vec<RawRecord>) -> Result<Vec<Prepared>, (Vec<RawRecord>, Wait)> {
         let start = SystemTime::now();
         let clock = Instant::now();
         histogram!(metric::BATCH_RECORDS, "stage" => self.name).record(count(batch.len()));
@@ -276,24 +305,21 @@ impl<S: Work> Processor<S> {
             }
         }
         let (encoded, state) = loop {
-            let state = match self.view(&batch) {
-                Ok(state) => state,
-                Err(gone) => return Err((batch, gone.into())),
-            };
-            let outcomes = match self.call(&deliveries, &state.seen()).await {
+            let state = self.stores.as_ref().map(|stores| BatchState::new(Arc::clone(stores), epochs(&batch)));
+            let seen = state.as_ref().map_or(Seen::Nothing, Seen::Batch);
+            let outcomes = match self.call(&deliveries, &seen).await {
                 Ok(outcomes) => outcomes,
                 Err(wait) => return Err((batch, wait)),
             };
-            let encoded = match self.encode_all(&batch, &fates, &deliveries, outcomes, (start, &state.seen())).await {
+            let encoded = match self.encode_all(&batch, &fates, &deliveries, outcomes, start).await {
                 Ok(encoded) => encoded,
                 Err(wait) => return Err((batch, wait)),
             };
             // Records behind one that is rejected against the stage's word may have read what it wrote: once more,
             // without it.
-            let overruled = encoded
-                .iter()
-                .zip(&batch)
-                .position(|(encoded, raw)| encoded.overruled.is_some() && state.has_written(&raw.at));
+            let overruled = encoded.iter().zip(&batch).position(|(encoded, raw)| {
+                encoded.overruled.is_some() && state.as_ref().is_some_and(|state| state.has_written(&raw.at))
+            });
             let Some(at) = overruled else { break (encoded, state) };
             let delivered = fates.iter().take(at).filter(|fate| fate.is_none()).count();
             let failure = encoded.into_iter().nth(at).and_then(|encoded| encoded.overruled);
@@ -301,8 +327,8 @@ impl<S: Work> Processor<S> {
                 *fate = Some(Fate::Overruled(failure, Box::new(deliveries.remove(delivered))));
             }
         };
-        let mut writes = match self.settle_state(&batch, state) {
-            Ok(writes) => writes,
+        let mut writes = match state.map(|state| self.settle_state(&batch, state)).transpose() {
+            Ok(writes) => writes.unwrap_or_default(),
             Err(error) => return Err((batch, error.into())),
         };
         histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
@@ -314,27 +340,12 @@ impl<S: Work> Processor<S> {
         Ok(prepared.collect())
     }
 
-    /// The state as these records see it.
-    fn view(&self, batch: &[RawRecord]) -> Result<View, StoreError> {
-        let Some(stores) = &self.stores else { return Ok(View::Nothing) };
-        match (self.mode, batch) {
-            (Mode::Each(_), [raw]) => LaneHandle::new(stores, &self.ownership, raw.at.lane, raw.epoch).map(View::Lane),
-            _ => Ok(View::Batch(BatchState::new(Arc::clone(stores), epochs(batch)))),
-        }
-    }
-
     /// Forgets what has expired by the time of these records, and lets later batches see what this one wrote.
-    fn settle_state(&mut self, batch: &[RawRecord], state: View) -> Result<HashMap<RecordKey, Vec<Write>>, StoreError> {
-        let (state, stores) = match (state, &self.stores) {
-            (View::Batch(state), Some(stores)) => (state, stores),
-            (View::Lane(_), Some(stores)) => {
-                for raw in batch {
-                    stores.expire_logged(raw.at.lane, raw.epoch, raw.timestamp, EXPIRED_WITH_ONE)?;
-                }
-                return Ok(HashMap::new());
-            }
-            _ => return Ok(HashMap::new()),
-        };
+    fn settle_state(
+        &mut self,
+        batch: &[RawRecord],
+        state: BatchState,
+    ) -> Result<HashMap<RecordKey, Vec<Write>>, StoreError> {
         self.sequence += 1;
         let mut latest: HashMap<Lane, (&RawRecord, i64)> = HashMap::new();
         for raw in batch {
@@ -345,9 +356,11 @@ impl<S: Work> Processor<S> {
             state.expire(&first.at, *now, EXPIRED_AT_ONCE)?;
         }
         let writes = state.into_writes();
-        for raw in batch {
-            if let Some(of_record) = writes.get(&record_key(&raw.at)) {
-                stores.pend(raw.at.lane, raw.epoch, self.sequence, of_record.iter().cloned());
+        if let Some(stores) = &self.stores {
+            for raw in batch {
+                if let Some(of_record) = writes.get(&record_key(&raw.at)) {
+                    stores.pend(raw.at.lane, raw.epoch, self.sequence, of_record.iter().cloned());
+                }
             }
         }
         Ok(writes)
@@ -359,7 +372,7 @@ impl<S: Work> Processor<S> {
         fates: &[Option<Fate<S::Input>>],
         deliveries: &[Delivery<S::Input>],
         outcomes: Vec<Outcome>,
-        (start, state): (SystemTime, &Seen<'_>),
+        start: SystemTime,
     ) -> Result<Vec<Encoded>, Wait> {
         let mut said = outcomes.into_iter().zip(deliveries).map(|(outcome, delivery)| (outcome, Some(delivery)));
         let mut encoded = Vec::with_capacity(batch.len());
@@ -367,7 +380,8 @@ impl<S: Work> Processor<S> {
             let Some((outcome, delivery)) = fate.as_ref().map(Fate::outcome).or_else(|| said.next()) else {
                 return Err(Wait::Fatal("the stage returned fewer outcomes than records".into()));
             };
-            encoded.push(self.encode(raw, delivery, outcome, (start, state)).await?);
+            let mut last = Last { change: Change::new(&NoLane, raw.timestamp), others_wait: false };
+            encoded.push(self.encode(raw, delivery, outcome, start, &mut last).await?);
         }
         let waiting = encoded.iter_mut().filter(|encoded| matches!(encoded.verdict, Verdict::Retried(_)));
         self.retry.spread(waiting.flat_map(|encoded| &mut encoded.outputs), start, &mut rand::rng());
@@ -415,28 +429,6 @@ impl<S: Work> Processor<S> {
             }
         }
         Ok(outcomes)
-    }
-}
-
-/// The state of one batch.
-enum View {
-    Nothing,
-    Batch(BatchState),
-    Lane(LaneHandle),
-}
-
-impl View {
-    fn seen(&self) -> Seen<'_> {
-        match self {
-            Self::Nothing => Seen::Nothing,
-            Self::Batch(state) => Seen::Batch(state),
-            Self::Lane(lane) => Seen::Lane(lane),
-        }
-    }
-
-    /// Whether a record has written anything that can be taken back.
-    fn has_written(&self, at: &Coordinates) -> bool {
-        matches!(self, Self::Batch(state) if state.has_written(at))
     }
 }
 

@@ -79,9 +79,8 @@ impl Registry {
     /// # Errors
     /// When it is not registered, or the registry does not answer.
     pub async fn id_of(&self, topic: Topic, schema: &'static SchemaDef) -> Result<u32, RegistryError> {
-        let key = (topic, schema.name());
-        if let Some(id) = lock(&self.inner.ids).get(&key) {
-            return Ok(*id);
+        if let Some(id) = self.known_id(topic, schema) {
+            return Ok(id);
         }
         let subject = format!("{}-value", self.inner.names.full(topic));
         let request = self
@@ -91,8 +90,13 @@ impl Registry {
             .json(&serde_json::json!({ "schema": schema.json() }));
         let missing = || format!("schema {} is not registered under {subject}: run `weir schemas push`", schema.name());
         let answer: IdAnswer = self.ask(request, missing).await?;
-        lock(&self.inner.ids).insert(key, answer.id);
+        lock(&self.inner.ids).insert((topic, schema.name()), answer.id);
         Ok(answer.id)
+    }
+
+    /// The same, if it was asked for before.
+    pub(crate) fn known_id(&self, topic: Topic, schema: &'static SchemaDef) -> Option<u32> {
+        lock(&self.inner.ids).get(&(topic, schema.name())).copied()
     }
 
     /// The schema with this id, as its writer registered it.

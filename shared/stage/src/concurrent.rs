@@ -4,7 +4,7 @@ use std::future::Future;
 
 use weir_contracts::Record;
 
-use crate::{Delivery, Failure, LaneState, Outcome, Output, StageError};
+use crate::{Change, Delivery, Failure, LaneState, Outcome, Output, StageError};
 
 /// A transformation that makes slow, independent calls, such as those of language models: many records of a lane are worked
 /// on at once and complete in any order.
@@ -27,7 +27,8 @@ pub trait ConcurrentStage: Send + Sync + 'static {
         state: LaneState<'_>,
     ) -> impl Future<Output = Result<Outcome, StageError>> + Send;
 
-    /// As [`crate::Stage::last_words`]. What was written to the state before the record was rejected is still there.
+    /// As [`crate::Stage::last_words`], with a last change of the lane's state that counts together with the dead letter. What
+    /// was written before the record was rejected is still there.
     ///
     /// # Errors
     /// As [`ConcurrentStage::process`].
@@ -35,9 +36,9 @@ pub trait ConcurrentStage: Send + Sync + 'static {
         &self,
         delivery: &Delivery<Self::Input>,
         failure: &Failure,
-        state: LaneState<'_>,
-    ) -> impl Future<Output = Result<Vec<Output>, StageError>> + Send {
-        let _ = (delivery, failure, state);
-        async { Ok(Vec::new()) }
+        change: &mut Change<'_>,
+    ) -> Result<Vec<Output>, StageError> {
+        let _ = (delivery, failure, change);
+        Ok(Vec::new())
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{StageError, StateValue};
+use crate::{Outcome, StageError, StateValue};
 
 /// What a view gives, later.
-pub type ViewFuture<'a> = Pin<Box<dyn Future<Output = Result<(), StageError>> + Send + 'a>>;
+pub type ViewFuture<'a, T = ()> = Pin<Box<dyn Future<Output = Result<T, StageError>> + Send + 'a>>;
 
 /// Where the state of a record's lane lies. Records of the lane that run side by side change it in turns; their changes
 /// form one sequence, and each transaction takes a beginning of it. So a record's outcome counts only together with
@@ -17,7 +18,7 @@ pub trait LaneView: Send + Sync {
     ///
     /// # Errors
     /// When the lane is not owned any more.
-    fn begin(&self) -> Result<Box<dyn LaneChange + '_>, StageError>;
+    fn begin(&self) -> ViewFuture<'_, Box<dyn LaneChange + '_>>;
 
     /// Returns once everything this record has written is committed.
     ///
@@ -33,7 +34,7 @@ pub trait LaneView: Send + Sync {
 }
 
 /// A change that has begun; dropping it changes nothing.
-pub trait LaneChange {
+pub trait LaneChange: Send + Sync {
     /// The value of a key, expired or not, as all changes before this one left it.
     ///
     /// # Errors
@@ -66,18 +67,19 @@ impl<'a> LaneState<'a> {
     }
 
     /// Reads and writes while nobody else does. What `change` writes becomes part of the state when it succeeds, and true
-    /// with the next transaction, or with this record's outcome if that comes first. It must not take long: the others of
-    /// the lane wait.
+    /// with the next transaction, perhaps before this record's outcome is: what belongs to the outcome is written by
+    /// [`crate::Outcome::Finally`]. It must not take long: the others of the lane wait.
     ///
     /// # Errors
     /// Those of `change`, after which nothing has changed; when the lane is not owned any more.
-    pub fn update<T>(self, change: impl FnOnce(&mut Change<'_>) -> Result<T, StageError>) -> Result<T, StageError> {
-        let view = self.view.begin()?;
-        let mut open = Change { view: view.as_ref(), now: self.now, order: Vec::new(), writes: HashMap::new() };
+    pub async fn update<T>(
+        self,
+        change: impl FnOnce(&mut Change<'_>) -> Result<T, StageError>,
+    ) -> Result<T, StageError> {
+        let view = self.view.begin().await?;
+        let mut open = Change::new(view.as_ref(), self.now);
         let result = change(&mut open)?;
-        let Change { order, mut writes, .. } = open;
-        let writes: Vec<_> =
-            order.into_iter().filter_map(|key| writes.remove(&key).map(|value| (key, value))).collect();
+        let writes = open.into_writes();
         if !writes.is_empty() {
             view.finish(writes);
         }
@@ -88,8 +90,8 @@ impl<'a> LaneState<'a> {
     ///
     /// # Errors
     /// When the state can't be read.
-    pub fn get(self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>, StageError> {
-        self.update(|change| change.get(key))
+    pub async fn get(self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>, StageError> {
+        self.update(|change| change.get(key)).await
     }
 
     /// Returns once everything this record has written is committed: from then on it is known to whoever has the lane
@@ -125,7 +127,26 @@ impl std::fmt::Debug for Change<'_> {
     }
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    /// A change by a record written at `now` (milliseconds since the Unix epoch); nothing is written yet.
+    #[must_use]
+    pub fn new(view: &'a dyn LaneChange, now: i64) -> Self {
+        Self { view, now, order: Vec::new(), writes: HashMap::new() }
+    }
+
+    /// Forgets what was written.
+    pub fn clear(&mut self) {
+        self.order.clear();
+        self.writes.clear();
+    }
+
+    /// What was written, each key once.
+    #[must_use]
+    pub fn into_writes(self) -> Vec<(Vec<u8>, Option<StateValue>)> {
+        let Self { order, mut writes, .. } = self;
+        order.into_iter().filter_map(|key| writes.remove(&key).map(|value| (key, value))).collect()
+    }
+
     /// The record's time, milliseconds since the Unix epoch.
     #[must_use]
     pub fn now(&self) -> i64 {
@@ -172,8 +193,8 @@ impl Change<'_> {
 pub struct NoLane;
 
 impl LaneView for NoLane {
-    fn begin(&self) -> Result<Box<dyn LaneChange + '_>, StageError> {
-        Err(StageError::Fatal("the stage uses state but does not say that it is stateful".into()))
+    fn begin(&self) -> ViewFuture<'_, Box<dyn LaneChange + '_>> {
+        Box::pin(async { Ok(Box::new(Self) as Box<dyn LaneChange>) })
     }
 
     fn committed(&self) -> ViewFuture<'_> {
@@ -185,9 +206,17 @@ impl LaneView for NoLane {
     }
 }
 
+impl LaneChange for NoLane {
+    fn get(&self, _: &[u8]) -> Result<Option<StateValue>, StageError> {
+        Err(StageError::Fatal("the stage uses state but does not say that it is stateful".into()))
+    }
+
+    fn finish(self: Box<Self>, _: Vec<(Vec<u8>, Option<StateValue>)>) {}
+}
+
 /// A lane's state in memory, for tests of stages. What is written counts at once.
 #[derive(Debug, Default)]
-pub struct MemoryLane(std::sync::Mutex<HashMap<Vec<u8>, StateValue>>);
+pub struct MemoryLane(Mutex<HashMap<Vec<u8>, StateValue>>);
 
 impl MemoryLane {
     /// Every key there is, in order.
@@ -198,31 +227,47 @@ impl MemoryLane {
         keys
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, StateValue>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// What becomes of a record in the end: its last change is made.
+    ///
+    /// # Errors
+    /// Those of the change.
+    pub fn conclude(&self, outcome: Outcome, now: i64) -> Result<Outcome, StageError> {
+        let Outcome::Finally(last) = outcome else { return Ok(outcome) };
+        let change = MemoryChange(self);
+        let mut open = Change::new(&change, now);
+        let outcome = last.make(&mut open)?;
+        let writes = open.into_writes();
+        Box::new(change).finish(writes);
+        Ok(outcome)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Vec<u8>, StateValue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct MemoryChange<'a>(std::sync::MutexGuard<'a, HashMap<Vec<u8>, StateValue>>);
+struct MemoryChange<'a>(&'a MemoryLane);
 
 impl LaneChange for MemoryChange<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<StateValue>, StageError> {
-        Ok(self.0.get(key).cloned())
+        Ok(self.0.lock().get(key).cloned())
     }
 
-    fn finish(mut self: Box<Self>, writes: Vec<(Vec<u8>, Option<StateValue>)>) {
+    fn finish(self: Box<Self>, writes: Vec<(Vec<u8>, Option<StateValue>)>) {
+        let mut values = self.0.lock();
         for (key, value) in writes {
             match value {
-                Some(value) => self.0.insert(key, value),
-                None => self.0.remove(&key),
+                Some(value) => values.insert(key, value),
+                None => values.remove(&key),
             };
         }
     }
 }
 
 impl LaneView for MemoryLane {
-    fn begin(&self) -> Result<Box<dyn LaneChange + '_>, StageError> {
-        Ok(Box::new(MemoryChange(self.lock())))
+    // Changes do not wait for anything, so those of one thread never meet.
+    fn begin(&self) -> ViewFuture<'_, Box<dyn LaneChange + '_>> {
+        Box::pin(async { Ok(Box::new(MemoryChange(self)) as Box<dyn LaneChange>) })
     }
 
     fn committed(&self) -> ViewFuture<'_> {

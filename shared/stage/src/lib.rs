@@ -14,7 +14,7 @@ use std::time::Duration;
 pub use concurrent::ConcurrentStage;
 pub use delivery::{Batch, Coordinates, Delivery, Headers};
 pub use lane_state::{Change, LaneChange, LaneState, LaneView, MemoryLane, NoLane, ViewFuture};
-pub use outcome::{Failure, Outcome, Output, failure_class};
+pub use outcome::{Failure, Finally, Outcome, Output, failure_class};
 pub use state::{MemoryState, State, StateValue, StateView};
 use weir_contracts::Record;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use weir_contracts::{AnyRecord, Lane, Topic};
 
-use crate::Headers;
+use crate::{Change, Headers, StageError};
 
 /// Classes of failures that make a dead letter; a label of metrics, so constants.
 pub mod failure_class {
@@ -123,6 +123,30 @@ pub enum Outcome {
         /// How long it is too early.
         wait: Duration,
     },
+    /// What a last change of the lane's state says; the change counts together with it or not at all. Only stages whose
+    /// records run side by side and that keep state.
+    Finally(Finally),
+}
+
+/// The last change that a record makes.
+pub struct Finally(Box<MakeChange>);
+
+type MakeChange = dyn Fn(&mut Change<'_>) -> Result<Outcome, StageError> + Send + Sync;
+
+impl Finally {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When the state can't be read: nothing has changed, and the record is processed again.
+    pub fn make(&self, change: &mut Change<'_>) -> Result<Outcome, StageError> {
+        (self.0)(change)
+    }
+}
+
+impl fmt::Debug for Finally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Finally")
+    }
 }
 
 impl Outcome {
@@ -151,12 +175,17 @@ impl Outcome {
         Self::RetryLater { failure }
     }
 
+    /// What this change says, which is not made unless what it says is true in the end. It may be asked more than once.
+    pub fn finally(change: impl Fn(&mut Change<'_>) -> Result<Self, StageError> + Send + Sync + 'static) -> Self {
+        Self::Finally(Finally(Box::new(change)))
+    }
+
     /// The same, saying this too. Nothing is said of a record that is tried again; what is to be said of its end,
     /// [`crate::Stage::last_words`] says.
     pub fn and(mut self, output: Output) -> Self {
         match &mut self {
             Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs.push(output),
-            Self::RetryLater { .. } | Self::Postpone { .. } => {}
+            Self::RetryLater { .. } | Self::Postpone { .. } | Self::Finally(_) => {}
         }
         self
     }
@@ -166,7 +195,7 @@ impl Outcome {
     pub fn outputs(&self) -> &[Output] {
         match self {
             Self::Emit(outputs) | Self::Skip { outputs, .. } | Self::Reject { outputs, .. } => outputs,
-            Self::RetryLater { .. } | Self::Postpone { .. } => &[],
+            Self::RetryLater { .. } | Self::Postpone { .. } | Self::Finally(_) => &[],
         }
     }
 }

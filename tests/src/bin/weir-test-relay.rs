@@ -140,7 +140,7 @@ impl ConcurrentStage for CountAside {
         let text = String::from_utf8_lossy(&delivery.record().0);
         let key = delivery.key.clone().unwrap_or_default();
         let step = format!("step {}", delivery.first_offset());
-        let (number, resumed) = state.update(|change| {
+        let numbered = state.update(|change| {
             if let Some(number) = change.get(&step)? {
                 return Ok((number, true));
             }
@@ -150,18 +150,18 @@ impl ConcurrentStage for CountAside {
             change.put(&key, number.clone());
             change.put(&step, number.clone());
             Ok((number, false))
-        })?;
+        });
+        let (number, resumed) = numbered.await?;
         state.committed().await?;
         tracing::info!(record = %text, resumed, "numbered");
         // Where a frozen process stands most of the time.
         self.0.work(&text).await?;
         state.hold_lease().await?;
         tracing::info!(record = %text, "called");
-        state.update(|change| {
+        Ok(Outcome::finally(move |change| {
             change.remove(&step);
-            Ok(())
-        })?;
-        Ok(Outcome::emit(Output::new(Topic::custom("relay-out"), key, Raw(number))))
+            Ok(Outcome::emit(Output::new(Topic::custom("relay-out"), key.clone(), Raw(number.clone()))))
+        }))
     }
 }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::FutureExt;
-use weir_contracts::{frame, header};
-use weir_stage::{Delivery, Failure, Outcome, Output, failure_class};
+use weir_contracts::{SchemaDef, Topic, frame, header};
+use weir_stage::{Change, Delivery, Failure, Outcome, Output, failure_class};
 
 use super::{EncodedRecord, Processor, RawRecord, Verdict, Wait};
-use crate::concurrent::{Seen, Work};
+use crate::concurrent::Work;
 use crate::dead_letter::cut;
 use crate::retry::attempts;
 use crate::trace_context::TraceParent;
@@ -22,6 +22,13 @@ pub(super) struct Encoded {
     pub(super) overruled: Option<Failure>,
 }
 
+/// The last change that a record makes to its lane's state.
+pub(super) struct Last<'a> {
+    pub(super) change: Change<'a>,
+    /// Whether others wait until it is made: then nothing may take long.
+    pub(super) others_wait: bool,
+}
+
 impl<S: Work> Processor<S> {
     /// What is written for a record, whatever the stage says of it: where it can't be written, a dead letter.
     pub(super) async fn encode(
@@ -29,7 +36,8 @@ impl<S: Work> Processor<S> {
         raw: &RawRecord,
         delivery: Option<&Delivery<S::Input>>,
         outcome: Outcome,
-        (start, state): (SystemTime, &Seen<'_>),
+        start: SystemTime,
+        last: &mut Last<'_>,
     ) -> Result<Encoded, Wait> {
         let (verdict, outputs) = match outcome {
             Outcome::Emit(outputs) => (Verdict::Emitted, outputs),
@@ -47,15 +55,23 @@ impl<S: Work> Processor<S> {
                 let message = format!("{} (there is no delay tier to wait in)", failure.message);
                 (Verdict::Rejected(Failure::new(failure.class, message)), Vec::new())
             }
+            Outcome::Finally(_) => {
+                return Err(Wait::Fatal("a stage without state of its own makes a last change".into()));
+            }
             Outcome::RetryLater { failure } => {
                 let message = format!("{} (tried {} times)", failure.message, attempts(raw) + 1);
                 (Verdict::Rejected(Failure::new(failure.class, message)), Vec::new())
             }
         };
         let trace = TraceParent::step(&raw.headers, self.name, &raw.at, start);
-        let (verdict, mut outputs, overruled) = match self.encode_outputs(raw, outputs, trace).await? {
+        let (verdict, mut outputs, overruled) = match self.encode_outputs(raw, outputs, trace, last.others_wait).await?
+        {
             Ok(outputs) => (verdict, outputs, None),
-            Err(too_large) => (Verdict::Rejected(too_large.clone()), Vec::new(), Some(too_large)),
+            Err(too_large) => {
+                // What was to be true with them is not.
+                last.change.clear();
+                (Verdict::Rejected(too_large.clone()), Vec::new(), Some(too_large))
+            }
         };
         if let Verdict::Rejected(failure) = &verdict {
             tracing::warn!(
@@ -69,7 +85,7 @@ impl<S: Work> Processor<S> {
                 "record rejected"
             );
             if let Some(delivery) = delivery {
-                outputs.extend(self.last_words(raw, delivery, failure, (trace, state)).await?);
+                outputs.extend(self.last_words(raw, delivery, failure, (trace, &mut *last)).await?);
             }
         }
         Ok(Encoded { verdict, outputs, overruled })
@@ -81,7 +97,7 @@ impl<S: Work> Processor<S> {
         raw: &RawRecord,
         delivery: &Delivery<S::Input>,
         failure: &Failure,
-        (trace, state): (Option<TraceParent>, &Seen<'_>),
+        (trace, last): (Option<TraceParent>, &mut Last<'_>),
     ) -> Result<Vec<EncodedRecord>, Wait> {
         let failure = Failure::new(failure.class, cut(&failure.message));
         let stage = self.name;
@@ -89,11 +105,12 @@ impl<S: Work> Processor<S> {
             tracing::error!(stage, at = %raw.at, %reason, "those who wait for a dead letter are not told");
             Ok(Vec::new())
         };
-        let words = match AssertUnwindSafe(self.stage.last_words(delivery, &failure, state)).catch_unwind().await {
-            Ok(words) => words?,
-            Err(_) => return unsaid(&"the stage panicked"),
-        };
-        match self.encode_outputs(raw, words, trace).await? {
+        let words =
+            match AssertUnwindSafe(self.stage.last_words(delivery, &failure, &mut last.change)).catch_unwind().await {
+                Ok(words) => words?,
+                Err(_) => return unsaid(&"the stage panicked"),
+            };
+        match self.encode_outputs(raw, words, trace, last.others_wait).await? {
             Ok(words) => Ok(words),
             Err(too_large) => unsaid(&too_large.message),
         }
@@ -105,10 +122,11 @@ impl<S: Work> Processor<S> {
         raw: &RawRecord,
         outputs: Vec<Output>,
         trace: Option<TraceParent>,
+        at_once: bool,
     ) -> Result<Result<Vec<EncodedRecord>, Failure>, Wait> {
         let mut encoded = Vec::with_capacity(outputs.len());
         for output in outputs {
-            let record = self.encode_output(raw, output, trace).await?;
+            let record = self.encode_output(raw, output, trace, at_once).await?;
             let size = record.value.as_ref().map_or(0, Vec::len) + record.key.as_ref().map_or(0, Vec::len);
             // Room for the frame of the batch and the headers.
             if size + 1024 > self.config.max_record_bytes {
@@ -120,22 +138,32 @@ impl<S: Work> Processor<S> {
         Ok(Ok(encoded))
     }
 
+    pub(super) async fn schema_id(&mut self, topic: Topic, schema: &'static SchemaDef) -> Result<u32, Wait> {
+        self.registry.id_of(topic, schema).await.map_err(|error| Wait::Unavailable {
+            dependency: "schema-registry",
+            reason: error.to_string(),
+            retry_after: None,
+        })
+    }
+
     async fn encode_output(
         &mut self,
         raw: &RawRecord,
         output: Output,
         trace: Option<TraceParent>,
+        at_once: bool,
     ) -> Result<EncodedRecord, Wait> {
         let value = match &output.record {
             None => None,
             Some(record) => {
                 let mut value = Vec::new();
                 if let Some(schema) = record.schema() {
-                    let id = self.registry.id_of(output.topic, schema).await.map_err(|error| Wait::Unavailable {
-                        dependency: "schema-registry",
-                        reason: error.to_string(),
-                        retry_after: None,
-                    })?;
+                    let known = self.registry.known_id(output.topic, schema);
+                    let id = match known {
+                        Some(id) => id,
+                        None if at_once => return Err(Wait::Unregistered(output.topic, schema)),
+                        None => self.schema_id(output.topic, schema).await?,
+                    };
                     frame(id, &mut value);
                 }
                 record.encode(&mut value).map_err(|error| Wait::Fatal(error.to_string()))?;

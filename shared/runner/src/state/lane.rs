@@ -1,8 +1,9 @@
 //! A lane's state as one of the records sees it that run side by side.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
 
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use weir_contracts::Lane;
 use weir_stage::{LaneChange, LaneView, StageError, StateValue, ViewFuture};
 
@@ -17,7 +18,7 @@ pub(crate) struct LaneHandle {
     ownership: Arc<Ownership>,
     lane: Lane,
     epoch: LaneEpoch,
-    turns: Arc<std::sync::Mutex<()>>,
+    turns: Arc<Mutex<()>>,
     /// Number of the record's last write, see [`super::log::LaneLog`].
     written: AtomicU64,
 }
@@ -40,13 +41,8 @@ impl LaneHandle {
 }
 
 impl LaneView for LaneHandle {
-    fn begin(&self) -> Result<Box<dyn LaneChange + '_>, StageError> {
-        let turn = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.ownership.holds(self.lane, self.epoch) {
-            Ok(Box::new(Turn { of: self, _turn: turn }))
-        } else {
-            Err(self.gone())
-        }
+    fn begin(&self) -> ViewFuture<'_, Box<dyn LaneChange + '_>> {
+        Box::pin(async { Ok(Box::new(self.turn().await?) as Box<dyn LaneChange>) })
     }
 
     fn committed(&self) -> ViewFuture<'_> {
@@ -69,6 +65,12 @@ impl LaneView for LaneHandle {
 }
 
 impl LaneHandle {
+    /// Waits until nobody else changes the lane's state.
+    pub(crate) async fn turn(&self) -> Result<Turn<'_>, StageError> {
+        let guard = Arc::clone(&self.turns).lock_owned().await;
+        if self.ownership.holds(self.lane, self.epoch) { Ok(Turn { of: self, guard }) } else { Err(self.gone()) }
+    }
+
     async fn committed_to(&self, number: u64) -> Result<(), StageError> {
         let mut watch = self.stores.watch(self.lane, self.epoch).map_err(|_| self.gone())?;
         watch.wait_for(|to| *to >= number).await.map(|_| ()).map_err(|_| self.gone())
@@ -76,9 +78,29 @@ impl LaneHandle {
 }
 
 /// The lane's others wait until this is dropped.
-struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     of: &'a LaneHandle,
-    _turn: MutexGuard<'a, ()>,
+    guard: OwnedMutexGuard<()>,
+}
+
+impl Turn<'_> {
+    /// Writes, and forgets keys that have expired by `now`, at most `limit` of them. Gives what the others wait for.
+    pub(crate) fn close(
+        self,
+        mut writes: Vec<Write>,
+        now: i64,
+        limit: usize,
+    ) -> Result<OwnedMutexGuard<()>, StoreError> {
+        let LaneHandle { stores, lane, epoch, .. } = self.of;
+        let expired = stores.expired(*lane, *epoch, now, limit)?;
+        let fresh = |key: &Vec<u8>| !writes.iter().any(|(written, _)| written == key);
+        let expired: Vec<Write> = expired.into_iter().filter(fresh).map(|key| (key, None)).collect();
+        writes.extend(expired);
+        if !writes.is_empty() {
+            stores.append(*lane, *epoch, writes);
+        }
+        Ok(self.guard)
+    }
 }
 
 impl LaneChange for Turn<'_> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use weir_contracts::Lane;
 use weir_stage::StateValue;
 
@@ -62,7 +62,7 @@ struct LaneStore {
     /// What records that run side by side have written.
     log: LaneLog,
     /// Who changes the lane's state holds this.
-    turns: Arc<Mutex<()>>,
+    turns: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The stores of the lanes this instance owns; shared between the loop, which writes, and the processor, which reads.
@@ -185,7 +185,7 @@ impl Stores {
     }
 
     /// What changes of a lane's state hold, one at a time.
-    pub(crate) fn turns(&self, lane: Lane, epoch: LaneEpoch) -> Result<Arc<Mutex<()>>, StoreError> {
+    pub(crate) fn turns(&self, lane: Lane, epoch: LaneEpoch) -> Result<Arc<tokio::sync::Mutex<()>>, StoreError> {
         self.owned(lane, epoch, |store| Arc::clone(&store.turns))
     }
 
@@ -243,16 +243,11 @@ impl Stores {
         Ok(writes.len())
     }
 
-    /// Removes what has expired by `now`, at most `limit` keys, through the log.
-    pub(crate) fn expire_logged(&self, lane: Lane, epoch: LaneEpoch, now: i64, limit: usize) -> Result<(), StoreError> {
-        let turns = self.turns(lane, epoch)?;
-        // What is read as expired must not be written anew before it is removed.
-        let _turn = turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let expired = self.expired(lane, epoch, now, limit)?;
-        if !expired.is_empty() {
-            self.append(lane, epoch, expired.into_iter().map(|key| (key, None)).collect());
-        }
-        Ok(())
+    /// Lets nobody change the state of any lane until what this gives is dropped. Blocks.
+    pub(crate) fn still(&self) -> Vec<OwnedMutexGuard<()>> {
+        let turns: Vec<_> = self.lanes().values().map(|store| Arc::clone(&store.turns)).collect();
+        // Nobody else holds two of them.
+        turns.into_iter().map(tokio::sync::Mutex::blocking_lock_owned).collect()
     }
 
     /// Keys whose values have expired by `now`, at most `limit`, without those that are being written.

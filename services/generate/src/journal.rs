@@ -1,0 +1,220 @@
+//! How far a question is: what its next owner must know after a crash. Kept in the state of its lane until it is answered.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use weir_contracts::{RequestId, TenantId};
+use weir_llm::{Call, Completion, Finish, Reservation, TokenUsage, Usd};
+use weir_stage::{Change, StageError};
+
+use crate::Passage;
+
+/// What a question is at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// It was admitted; passages are looked for.
+    #[default]
+    Retrieve,
+    /// A model is asked.
+    Model,
+    /// The answer is made of what the model said.
+    Finish,
+    /// It failed for good and lies among the dead letters.
+    Failed,
+}
+
+/// A question's journal.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Journal {
+    /// Which request.
+    pub request_id: Option<RequestId>,
+    /// Whose.
+    pub tenant: Option<TenantId>,
+    /// When work on it began, milliseconds since the Unix epoch.
+    pub began_at: i64,
+    /// What it is at.
+    pub step: Step,
+    /// Since when.
+    pub step_since: i64,
+    /// Owners that have taken it up, this one included.
+    pub owners: u32,
+    /// Accounts that count it as under way; empty when none has limits, or it is not under way.
+    pub accounts: Vec<String>,
+    /// What was found.
+    pub passages: Option<Vec<Passage>>,
+    /// Calls that have ended.
+    pub calls: Vec<Spent>,
+    /// The call that may be under way.
+    pub open: Option<OpenCall>,
+    /// What the model said.
+    pub reply: Option<StoredReply>,
+    /// Keys under which others wait for its answer.
+    pub leads: Vec<String>,
+    /// Why it failed.
+    pub failed: Option<String>,
+}
+
+/// A call that has ended, or is not known to have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Name of the provider.
+    pub provider: String,
+    /// Model.
+    pub model: String,
+    /// Which attempt of the question.
+    pub attempt: i32,
+    /// `ok`, the class of the error, or `unknown`.
+    pub status: String,
+    /// Tokens sent.
+    pub input: u64,
+    /// Those of them that the provider had in its cache.
+    pub cached: u64,
+    /// Tokens received.
+    pub output: u64,
+    /// Whether they are estimated.
+    pub estimated: bool,
+    /// What it cost, US dollars.
+    pub cost_usd: f64,
+    /// How long it took, milliseconds.
+    pub latency_ms: u64,
+}
+
+/// Status of a call whose owner crashed before it heard the answer.
+const UNKNOWN: &str = "unknown";
+
+impl Spent {
+    /// What is known of a call that has ended.
+    #[must_use]
+    pub fn of(call: &Call) -> Self {
+        Self {
+            provider: call.provider.clone(),
+            model: call.model.clone(),
+            attempt: call.attempt,
+            status: call.status.to_owned(),
+            input: call.usage.input,
+            cached: call.usage.cached,
+            output: call.usage.output,
+            estimated: call.usage.estimated,
+            cost_usd: call.cost.0,
+            latency_ms: u64::try_from(call.latency.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Its tokens.
+    #[must_use]
+    pub fn usage(&self) -> TokenUsage {
+        TokenUsage { input: self.input, cached: self.cached, output: self.output, estimated: self.estimated }
+    }
+
+    /// What it cost.
+    #[must_use]
+    pub fn cost(&self) -> Usd {
+        Usd(self.cost_usd)
+    }
+}
+
+/// A call as it was let go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenCall {
+    /// Name of the provider.
+    pub provider: String,
+    /// Model.
+    pub model: String,
+    /// Which attempt of the question.
+    pub attempt: i32,
+    /// When it was let go, milliseconds since the Unix epoch.
+    pub since: i64,
+    /// What it was charged.
+    pub reservation: Option<Reservation>,
+    /// The accounts that were charged.
+    pub accounts: Vec<String>,
+    /// Tokens of the request, estimated.
+    pub input: u64,
+    /// What they cost.
+    pub cost_usd: f64,
+    /// Whether the provider charges a repeat with the same idempotency key only once.
+    pub honours_idempotency: bool,
+}
+
+impl OpenCall {
+    /// What is said of it when nobody knows what came of it: it may have cost what was sent.
+    #[must_use]
+    pub fn in_doubt(&self, now: i64) -> Spent {
+        Spent {
+            provider: self.provider.clone(),
+            model: self.model.clone(),
+            attempt: self.attempt,
+            status: UNKNOWN.to_owned(),
+            input: self.input,
+            cached: 0,
+            output: 0,
+            estimated: true,
+            cost_usd: self.cost_usd,
+            latency_ms: u64::try_from(now.saturating_sub(self.since)).unwrap_or(0),
+        }
+    }
+}
+
+/// What a model said, to its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredReply {
+    /// The text.
+    pub text: String,
+    /// Whether it was cut at its limit of tokens.
+    pub cut: bool,
+    /// Name of the provider.
+    pub provider: String,
+    /// Model.
+    pub model: String,
+    /// Which attempt of the question.
+    pub attempt: i32,
+}
+
+impl StoredReply {
+    /// What this call said.
+    #[must_use]
+    pub fn of(call: &Call, said: &Completion) -> Self {
+        Self {
+            text: said.text.clone(),
+            cut: said.finish == Finish::Length,
+            provider: call.provider.clone(),
+            model: call.model.clone(),
+            attempt: call.attempt,
+        }
+    }
+}
+
+impl Journal {
+    /// The attempt that comes next: above every one before, whoever made it.
+    #[must_use]
+    pub fn next_attempt(&self) -> i32 {
+        let ended = self.calls.iter().map(|call| call.attempt);
+        let open = self.open.as_ref().map(|open| open.attempt);
+        ended.chain(open).max().unwrap_or(0).saturating_add(1)
+    }
+
+    /// Goes on to a step.
+    pub(crate) fn enter(&mut self, step: Step, now: i64) {
+        (self.step, self.step_since) = (step, now);
+    }
+}
+
+/// A value of the state.
+///
+/// # Errors
+/// When the state can't be read.
+pub(crate) fn load<T: DeserializeOwned>(change: &Change<'_>, key: &str) -> Result<Option<T>, StageError> {
+    let Some(bytes) = change.get(key)? else { return Ok(None) };
+    match serde_json::from_slice(&bytes) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => Err(StageError::Fatal(format!(
+            "the state under {key} can't be read: {error}. Run the version of the service that wrote it"
+        ))),
+    }
+}
+
+/// A value as the state keeps it.
+pub(crate) fn stored(value: &impl Serialize) -> Result<Vec<u8>, StageError> {
+    serde_json::to_vec(value).map_err(|error| StageError::Fatal(error.to_string()))
+}
