@@ -1,10 +1,12 @@
 //! OpenAI-compatible providers: one client, one classification of what can go wrong, and a chain of providers that
 //! are tried in order, each behind a breaker, a gate that keeps to its rate limits, and a budget of retries. Beside it
-//! what a service needs to keep its tenants to their limits: an [`Account`] for each.
+//! what a service needs to keep its tenants to their limits, an [`Account`] for each, and to notice what is out of the
+//! ordinary: [`SpendWatch`] and [`PromptWatch`].
 //!
 //! TLS needs a process-wide provider of cryptography: `main` installs `rustls`' ring provider before the first
 //! [`Chain`] is made.
 
+mod anomaly;
 mod breaker;
 mod budget;
 mod call;
@@ -32,6 +34,7 @@ mod timeouts;
 mod window;
 mod wire;
 
+pub use anomaly::{PromptAlarm, PromptWatch, SpendAlarm, SpendWatch, Verdict};
 pub use breaker::BreakerConfig;
 pub use budget::{Account, LimitKind, Limits, Refused, Reservation, Retry, Used, admit_all, reserve_all};
 pub use call::Call;
