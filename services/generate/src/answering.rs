@@ -1,29 +1,34 @@
 //! The stage: asks become answers.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use weir_contracts::{AnswerStatus, Deadline, Provenance, Question, header, unix_millis};
-use weir_llm::{Chain, ChatRequest, Finish, Reply, Run};
-use weir_stage::{ConcurrentStage, Delivery, Failure, LaneState, Outcome, Output, StageError};
+use metrics::counter;
+use weir_contracts::{Answer, AnswerStatus, Deadline, Lane, Provenance, Question, Topic, header, unix_millis};
+use weir_llm::{Chain, ChatRequest, Run};
+use weir_stage::{Change, ConcurrentStage, Delivery, Failure, LaneState, Outcome, Output, StageError};
 
+use crate::ask::Ask;
+use crate::cache::{Basis, Cached, normalised};
+use crate::case::{Case, Keep, Opened, Refusal, as_answer_of, fail};
 use crate::cite::{citation, cited};
 use crate::clock::Clock;
 use crate::config::GenerateConfig;
-use crate::draft::{Draft, Timings};
+use crate::draft::{Draft, Timings, outputs};
 use crate::extract::{candidates, choose};
+use crate::journal::StoredReply;
 use crate::meaning::{Meaning, MeaningError};
+use crate::metric;
 use crate::prompt::{PromptError, Prompts};
+use crate::recall::Recall;
 use crate::relevance::any_relevant;
 use crate::retrieve::{Passage, Retrieve, RetrieveError, Wanted};
-use crate::stream::{Origin, Streamer, TokenSink};
+use crate::slot::{Found, fingerprint};
+use crate::stream::{Streamer, TokenSink};
+use crate::tenants::Tenants;
 
-/// Questions whose last attempt is remembered.
-const REMEMBERED: usize = 4_096;
-
-/// Leaves room above it for the attempts of every provider.
-const LAST_FIRST_ATTEMPT: i32 = i32::MAX / 2;
+/// How long a question waits that finds too many others waiting for the same answer.
+const CROWDED: Duration = Duration::from_secs(1);
 
 /// What answering is made of.
 pub struct Parts<R> {
@@ -37,6 +42,10 @@ pub struct Parts<R> {
     pub meaning: Meaning,
     /// Where answers are streamed to.
     pub tokens: Arc<dyn TokenSink>,
+    /// What tenants may use.
+    pub tenants: Tenants,
+    /// Lanes there are.
+    pub lanes: i32,
     /// Settings.
     pub config: GenerateConfig,
     /// The time.
@@ -45,31 +54,32 @@ pub struct Parts<R> {
 
 /// Answers questions.
 ///
-/// **Invariant:** every ask gets exactly one answer, also when it is expired, malformed or nothing was found: whoever
-/// asked waits for it. Only a dependency that every answer needs, the vector store, holds asks back.
+/// **Invariant:** every ask gets exactly one answer, also when it is expired, malformed, over a limit, or nothing was found:
+/// whoever asked waits for it. What may not be done twice is in its journal before it is done, so an owner that takes it over
+/// goes on where the last one was.
 pub struct Answering<R> {
     parts: Parts<R>,
-    /// The last attempt that was streamed for a question, so that a repetition starts a new one.
-    attempts: Mutex<HashMap<String, i32>>,
+    recall: Recall,
 }
 
-/// A question on its way.
-struct Ask<'a> {
-    delivery: &'a Delivery<Question>,
-    question: &'a Question,
-    version: &'a str,
-    deadline: Option<Deadline>,
-    began: Instant,
-    /// Since it was asked.
-    queued: Duration,
+/// Why a question has no answer yet, and what becomes of it instead.
+enum Instead {
+    /// This answer, which no model gave.
+    Draft(Draft),
+    /// It lies among the dead letters.
+    Reject(Failure),
+    /// It waits for the answer of another.
+    Joined,
+    /// A limit is in the way.
+    OverLimit(Refusal),
 }
 
-/// What the first half of the work came to.
-enum Gathered {
-    /// The answer is clear without a model.
-    Settled(Draft),
-    /// Passages to answer from.
-    Passages { passages: Vec<Passage>, vector: Vec<f32>, timings: Timings },
+/// What passages were found, and how.
+struct Gathered {
+    passages: Vec<Passage>,
+    timings: Timings,
+    /// Why they may be old or missing.
+    fallback: Option<String>,
 }
 
 impl<R: Retrieve> Answering<R> {
@@ -79,7 +89,8 @@ impl<R: Retrieve> Answering<R> {
     /// When there is no prompt of the configured version.
     pub fn new(parts: Parts<R>) -> Result<Self, PromptError> {
         parts.prompts.check(&parts.config.prompt_version)?;
-        Ok(Self { parts, attempts: Mutex::default() })
+        let recall = Recall::new(Duration::from_secs(parts.config.retrieval_cache_s));
+        Ok(Self { parts, recall })
     }
 
     fn now(&self) -> SystemTime {
@@ -103,50 +114,21 @@ impl<R: Retrieve> Answering<R> {
         (question.created_at > 0).then(|| Deadline::at_millis(question.created_at.saturating_add(millis)))
     }
 
+    /// Budgets are kept in the tenant's home lane: a question that is elsewhere goes there.
+    fn forwarded(&self, delivery: &Delivery<Question>) -> Option<Outcome> {
+        let tenant = &delivery.record().tenant;
+        let home = Lane::of(tenant.as_str().as_bytes(), self.parts.lanes);
+        (delivery.at.lane != home).then(|| {
+            tracing::warn!(%tenant, lane = delivery.at.lane.0, home = home.0, "a question outside its home lane");
+            let ask = Output::new(Topic::ASKS, tenant.as_str(), delivery.record().clone()).in_lane(home);
+            Outcome::emit(ask.with_header(header::TENANT, tenant.as_str()))
+        })
+    }
+
     /// The answer to give at once when the deadline has passed.
     fn expired(&self, ask: &Ask<'_>, during: &str) -> Option<Draft> {
         let passed = ask.deadline?.remaining(self.now()).is_none();
         passed.then(|| Draft::without_text(AnswerStatus::Expired, format!("the deadline passed {during}")))
-    }
-
-    /// Everything up to the model. No call has been paid for yet, so it can be done again at no cost.
-    async fn gather(&self, ask: &Ask<'_>) -> Result<Gathered, StageError> {
-        if let Some(expired) = self.expired(ask, "before the question was worked on") {
-            return Ok(Gathered::Settled(expired));
-        }
-        if let Err(reason) = self.check(ask) {
-            return Ok(Gathered::Settled(Draft::without_text(AnswerStatus::Failed, reason)));
-        }
-        let mut timings = Timings::default();
-        let text = ask.question.question.trim();
-        let embedding = Instant::now();
-        let vector = match self.embed(vec![text.to_owned()]).await {
-            Ok(vectors) => vectors.into_iter().next().unwrap_or_default(),
-            Err(error) => return Ok(Gathered::Settled(failed(&error))),
-        };
-        timings.step("embed", embedding.elapsed());
-        let retrieving = Instant::now();
-        let limit = ask.question.top_k.and_then(|top_k| usize::try_from(top_k).ok()).filter(|top_k| *top_k > 0);
-        let wanted = Wanted {
-            tenant: &ask.question.tenant,
-            filter: &ask.question.filter,
-            question: text,
-            vector: &vector,
-            limit: limit.unwrap_or(self.parts.config.top_k).min(self.parts.config.max_top_k),
-        };
-        let passages = match self.parts.retrieve.retrieve(&wanted).await {
-            Ok(passages) => passages,
-            Err(error) if error.is_unavailable() => return Err(StageError::unavailable("qdrant", error)),
-            Err(error @ RetrieveError::OtherModel { .. }) => return Err(StageError::Fatal(error.to_string())),
-            Err(error) => return Ok(Gathered::Settled(failed(&error))),
-        };
-        timings.step("retrieve", retrieving.elapsed());
-        if !any_relevant(text, &passages, &self.parts.config) {
-            let mut draft = Draft::without_text(AnswerStatus::NoContext, None);
-            draft.timings = timings;
-            return Ok(Gathered::Settled(draft));
-        }
-        Ok(Gathered::Passages { passages, vector, timings })
     }
 
     /// Why a question can't be answered, however often it is tried.
@@ -162,33 +144,140 @@ impl<R: Retrieve> Answering<R> {
         self.parts.prompts.check(ask.version).map_err(|error| error.to_string())
     }
 
+    /// Everything between a question and its answer.
+    async fn answer(&self, mut case: Case<'_>, state: LaneState<'_>) -> Result<Outcome, StageError> {
+        let ask = case.ask;
+        let mut draft = match self.draft(&mut case, state).await? {
+            Ok(draft) => draft,
+            Err(Instead::Draft(draft)) => draft,
+            Err(Instead::Reject(failure)) => return Ok(Outcome::reject(failure)),
+            Err(Instead::Joined) => return Ok(joined()),
+            Err(Instead::OverLimit(refusal)) => return case.over_limit(&refusal),
+        };
+        if ask.question.created_at > 0 {
+            draft.timings.note("queued", ask.queued);
+        }
+        draft.timings.note("total", ask.began.elapsed());
+        case.finish(draft)
+    }
+
+    async fn draft(&self, case: &mut Case<'_>, state: LaneState<'_>) -> Result<Result<Draft, Instead>, StageError> {
+        if let Some(reply) = case.journal.reply.clone() {
+            // An owner before heard it; only what was streamed is not known.
+            let passages = case.journal.passages.clone().unwrap_or_default();
+            return Ok(Ok(complete(&reply, &passages, 0)));
+        }
+        if let Some(expired) = self.expired(case.ask, "before the question was worked on") {
+            return Ok(Ok(expired));
+        }
+        let Gathered { passages, timings, fallback } = match self.gather(case).await? {
+            Ok(gathered) => gathered,
+            Err(instead) => return Ok(Err(instead)),
+        };
+        let draft = match &self.parts.chain {
+            None => self.extract(case.ask, &passages, timings).await,
+            Some(chain) => self.model(case, state, chain, &passages, timings).await?,
+        };
+        Ok(draft.map(|draft| match fallback {
+            Some(reason) => Draft {
+                provenance: Provenance::Degraded,
+                reason: Some(draft.reason.map_or(reason.clone(), |other| format!("{reason}; {other}"))),
+                ..draft
+            },
+            None => draft,
+        }))
+    }
+
+    /// The passages, from the journal or the vector store.
+    async fn gather(&self, case: &Case<'_>) -> Result<Result<Gathered, Instead>, StageError> {
+        if let Some(passages) = case.journal.passages.clone() {
+            return Ok(Ok(Gathered { passages, timings: Timings::default(), fallback: None }));
+        }
+        let ask = case.ask;
+        let mut timings = Timings::default();
+        let embedding = Instant::now();
+        let vector = match self.embed(vec![ask.text().to_owned()]).await {
+            Ok(vectors) => vectors.into_iter().next().unwrap_or_default(),
+            Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
+        };
+        timings.step("embed", embedding.elapsed());
+        let retrieving = Instant::now();
+        let limit = ask.question.top_k.and_then(|top_k| usize::try_from(top_k).ok()).filter(|top_k| *top_k > 0);
+        let wanted = Wanted {
+            tenant: &ask.question.tenant,
+            filter: &ask.question.filter,
+            question: ask.text(),
+            vector: &vector,
+            limit: limit.unwrap_or(self.parts.config.top_k).min(self.parts.config.max_top_k),
+        };
+        let (passages, fallback) = match self.retrieve(&wanted).await {
+            Ok(passages) => (passages, None),
+            Err(error @ RetrieveError::OtherModel { .. }) => return Err(StageError::Fatal(error.to_string())),
+            Err(error) if error.is_unavailable() => match self.recall.last(&wanted, Instant::now()) {
+                Some((passages, age)) => {
+                    counter!(metric::RETRIEVAL_FALLBACKS, "to" => "cached").increment(1);
+                    let reason = format!("the search did not answer ({error}); passages found {} s ago", age.as_secs());
+                    (passages, Some(reason))
+                }
+                None => {
+                    counter!(metric::RETRIEVAL_FALLBACKS, "to" => "none").increment(1);
+                    let reason = format!("the search did not answer ({error}): nothing could be looked up");
+                    let draft = Draft::without_text(AnswerStatus::NoContext, reason);
+                    return Ok(Err(Instead::Draft(Draft { provenance: Provenance::Degraded, timings, ..draft })));
+                }
+            },
+            Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
+        };
+        timings.step("retrieve", retrieving.elapsed());
+        if !any_relevant(ask.text(), &passages, &self.parts.config) {
+            let mut draft = Draft::without_text(AnswerStatus::NoContext, None);
+            draft.timings = timings;
+            return Ok(Err(Instead::Draft(draft)));
+        }
+        Ok(Ok(Gathered { passages, timings, fallback }))
+    }
+
+    /// Asks the vector store, which has a limited time; some questions it answers slowly at first.
+    async fn retrieve(&self, wanted: &Wanted<'_>) -> Result<Vec<Passage>, RetrieveError> {
+        let limit = Duration::from_millis(self.parts.config.retrieve_timeout_ms);
+        let mut last = RetrieveError::TimedOut { limit };
+        for _ in 0..self.parts.config.retrieve_attempts.max(1) {
+            match tokio::time::timeout(limit, self.parts.retrieve.retrieve(wanted)).await {
+                Ok(Ok(passages)) => {
+                    self.recall.note(wanted, &passages, Instant::now());
+                    return Ok(passages);
+                }
+                Ok(Err(error)) if error.is_unavailable() => {
+                    last = error;
+                    tokio::time::sleep(limit / 4).await;
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_) => last = RetrieveError::TimedOut { limit },
+            }
+        }
+        Err(last)
+    }
+
     async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, MeaningError> {
         self.parts.meaning.of(texts).await
     }
 
-    /// From passages to an answer.
-    async fn write(&self, ask: &Ask<'_>, passages: &[Passage], vector: &[f32], timings: Timings) -> Draft {
-        let draft = match &self.parts.chain {
-            None => self.extract(ask, passages, vector, timings).await,
-            Some(chain) => self.model(ask, chain, passages, vector, timings).await,
-        };
-        match draft {
-            Ok(draft) => draft,
-            Err(error) => failed(&error),
-        }
+    async fn extract(&self, ask: &Ask<'_>, passages: &[Passage], timings: Timings) -> Result<Draft, Instead> {
+        self.sentences(ask, passages, timings).await.map_err(|error| Instead::Reject(failed(&error)))
     }
 
-    async fn extract(
+    async fn sentences(
         &self,
         ask: &Ask<'_>,
         passages: &[Passage],
-        vector: &[f32],
         mut timings: Timings,
     ) -> Result<Draft, MeaningError> {
         let extracting = Instant::now();
         let candidates = candidates(&ask.question.question, passages, &self.parts.config);
-        let vectors = self.embed(candidates.iter().map(|candidate| candidate.text.clone()).collect()).await?;
-        let extract = choose(&candidates, vector, &vectors, &self.parts.config);
+        let texts = candidates.iter().map(|candidate| candidate.text.clone());
+        let mut vectors = self.embed(std::iter::once(ask.text().to_owned()).chain(texts).collect()).await?;
+        let vector = if vectors.is_empty() { Vec::new() } else { vectors.remove(0) };
+        let extract = choose(&candidates, &vector, &vectors, &self.parts.config);
         let chosen = (1..).zip(&extract.passages);
         let citations = chosen.filter_map(|(marker, at)| Some(citation(marker, passages.get(*at)?))).collect();
         timings.step("extract", extracting.elapsed());
@@ -197,164 +286,333 @@ impl<R: Retrieve> Answering<R> {
         Ok(Draft { timings, ..Draft::with_text(status, extract.text, citations) })
     }
 
+    /// What a model says, or said before, or what there is instead.
     async fn model(
         &self,
-        ask: &Ask<'_>,
+        case: &mut Case<'_>,
+        state: LaneState<'_>,
         chain: &Chain,
         passages: &[Passage],
-        vector: &[f32],
         mut timings: Timings,
-    ) -> Result<Draft, MeaningError> {
-        let messages = match self.parts.prompts.messages(ask.version, ask.question.question.trim(), passages) {
+    ) -> Result<Result<Draft, Instead>, StageError> {
+        let ask = case.ask;
+        let messages = match self.parts.prompts.messages(ask.version, ask.text(), passages) {
             Ok(messages) => messages,
-            Err(error) => return Ok(failed(&error)),
+            Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
         };
         if let Some(expired) = self.expired(ask, "before a model was asked") {
-            return Ok(expired);
+            return Ok(Ok(expired));
         }
+        let known = self.look_up(case, state, chain, passages).await?;
+        let known = match known {
+            Known::Answer(draft) => return Ok(Ok(Draft { timings, ..*draft })),
+            Known::Joined => return Ok(Err(Instead::Joined)),
+            Known::Stale(cached) => Some(cached),
+            Known::Nothing => None,
+        };
+        case.journal.passages = Some(passages.to_vec());
         let remaining = ask.deadline.and_then(|deadline| deadline.remaining(self.now()));
         let request = ChatRequest {
             messages,
             max_tokens: self.parts.config.max_output_tokens,
             temperature: self.parts.config.temperature,
             deadline: remaining.map(|left| tokio::time::Instant::now() + left),
-            idempotency_key: Some(format!("{}/{}", ask.question.tenant, ask.question.request_id)),
+            idempotency_key: Some(self.call_key(ask)),
             tenant: Some(ask.question.tenant.to_string()),
             prompt_version: Some(ask.version.to_owned()),
         };
         let calling = Instant::now();
         let mut streamer = Streamer::start(Arc::clone(&self.parts.tokens), ask.origin());
-        let Run { reply, calls } = chain.ask(&request, self.first_attempt(ask), &mut streamer).await;
+        let first = case.journal.next_attempt();
+        let Run { reply, .. } = self.call(case, state, chain, &request, first, &mut streamer).await?;
+        // Where a call was made before, there is an answer all the same.
+        if let Some(refusal) = case.stopped()?.filter(|_| case.journal.calls.is_empty()) {
+            return Ok(Err(Instead::OverLimit(refusal)));
+        }
+        case.record().await?;
         let streamed = streamer.finish().await;
         timings.step("model", calling.elapsed());
-        self.remember(ask, calls.last().map_or(0, |call| call.attempt));
         let attempt = |attempt: i32| if streamed { attempt } else { 0 };
         let draft = match reply {
             Ok(reply) if !reply.text.trim().is_empty() => {
                 timings.note("first_token", reply.first_token);
                 let attempt = attempt(reply.call.attempt);
-                Draft { attempt, timings, ..complete(reply, passages) }
+                let stored = case.journal.reply.clone();
+                stored.map(|stored| complete(&stored, passages, attempt)).ok_or_else(|| "no reply".to_owned())
             }
+            Ok(_) => Err("the model wrote nothing".to_owned()),
             Err(exhausted) if exhausted.is_deadline() => {
                 let reason = "the deadline passed while a model was answering".to_owned();
-                Draft { timings, ..Draft::without_text(AnswerStatus::Expired, reason) }
+                Ok(Draft::without_text(AnswerStatus::Expired, reason))
             }
-            Ok(_) => self.degraded(ask, passages, vector, timings, "the model wrote nothing".into()).await?,
-            Err(exhausted) => match exhausted.partial {
-                Some(partial) => Draft {
+            Err(exhausted) => match (&exhausted.partial, &known) {
+                (Some(partial), None) => Ok(Draft {
                     reason: Some(exhausted.error.to_string()),
                     attempt: attempt(partial.attempt),
-                    provider: partial.provider,
-                    model: partial.model,
-                    timings,
+                    provider: partial.provider.clone(),
+                    model: partial.model.clone(),
                     ..Draft::with_text(AnswerStatus::Incomplete, partial.text.clone(), cited(&partial.text, passages))
-                },
-                None => self.degraded(ask, passages, vector, timings, exhausted.to_string()).await?,
+                }),
+                _ => Err(exhausted.to_string()),
             },
         };
-        Ok(Draft { calls, prompt_version: ask.version.to_owned(), ..draft })
+        let draft = match draft {
+            Ok(draft) => Ok(Draft { timings, ..draft }),
+            Err(reason) => self.degraded(ask, passages, timings, known, reason).await,
+        };
+        Ok(draft.map(|draft| Draft { prompt_version: ask.version.to_owned(), ..draft }))
     }
 
-    /// In place of a model's answer.
+    /// The key under which a provider that knows such keys remembers the question's call: the same for every owner of the
+    /// question, another one for every question.
+    fn call_key(&self, ask: &Ask<'_>) -> String {
+        let at = &ask.delivery.at;
+        let (request, lane, offset) = (&ask.question.request_id, at.lane.0, ask.delivery.first_offset());
+        let parts: [&[u8]; 4] = [
+            ask.question.tenant.as_str().as_bytes(),
+            request.as_str().as_bytes(),
+            &lane.to_le_bytes(),
+            &offset.to_le_bytes(),
+        ];
+        hex::encode(weir_contracts::length_prefixed_hash(&parts))
+    }
+
+    /// Puts the question to the chain. Signs of life are committed meanwhile; where that fails the step ends: nobody else may
+    /// find it under way and dead.
+    async fn call(
+        &self,
+        case: &mut Case<'_>,
+        state: LaneState<'_>,
+        chain: &Chain,
+        request: &ChatRequest,
+        first_attempt: i32,
+        streamer: &mut Streamer,
+    ) -> Result<Run, StageError> {
+        let every = Duration::from_millis(self.parts.config.heartbeat_ms);
+        let beats = beat(state, case.ask.journal_key(), every, &self.parts.clock);
+        tokio::select! {
+            run = chain.ask_with_ledger(request, first_attempt, streamer, case) => Ok(run),
+            missed = beats => Err(missed),
+        }
+    }
+
+    /// Whether the question was answered before, or is being answered, from just what was found now.
+    async fn look_up(
+        &self,
+        case: &mut Case<'_>,
+        state: LaneState<'_>,
+        chain: &Chain,
+        passages: &[Passage],
+    ) -> Result<Known, StageError> {
+        let config = &self.parts.config;
+        if config.cache_stale_s == 0 || !case.journal.open.is_empty() || !case.journal.calls.is_empty() {
+            return Ok(Known::Nothing);
+        }
+        let ask = case.ask;
+        let question = fingerprint(ask.question, &normalised(ask.text()), ask.version);
+        let key = format!("answer/{}/{question}", ask.question.tenant);
+        let basis = Basis::of(passages, self.parts.prompts.fingerprint(ask.version), chain.fingerprint());
+        let flight = format!("flight/{}/{question}/{}", ask.question.tenant, basis.fingerprint());
+        let cached: Option<Cached> = state.update(|change| crate::journal::load(change, &key)).await?;
+        let now = unix_millis(self.now());
+        let fresh_for = i64::try_from(config.cache_fresh_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
+        let for_millis = i64::try_from(config.cache_stale_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
+        if let Some(cached) = cached.as_ref().filter(|cached| cached.basis == basis && cached.age(now) < fresh_for) {
+            counter!(metric::CACHE, "result" => "hit").increment(1);
+            return Ok(Known::Answer(Box::new(cached_draft(cached, Provenance::Cached, now))));
+        }
+        counter!(metric::CACHE, "result" => "miss").increment(1);
+        if case.join(flight, &question).await? {
+            return Ok(Known::Joined);
+        }
+        case.keep = Some(Keep { key, basis, for_millis });
+        Ok(cached.map_or(Known::Nothing, |cached| Known::Stale(Box::new(cached))))
+    }
+
+    /// In place of a model's answer: what was answered before, marked, or sentences of the passages, marked.
     async fn degraded(
         &self,
         ask: &Ask<'_>,
         passages: &[Passage],
-        vector: &[f32],
         timings: Timings,
+        known: Option<Box<Cached>>,
         reason: String,
-    ) -> Result<Draft, MeaningError> {
-        let draft = self.extract(ask, passages, vector, timings).await?;
+    ) -> Result<Draft, Instead> {
+        if let Some(cached) = known {
+            let limit = Duration::from_millis(self.parts.config.retrieve_timeout_ms);
+            let documents = cached.basis.documents();
+            let shown = self.parts.retrieve.all_shown(&ask.question.tenant, &documents);
+            // An answer from a document that was erased must not come back, nor one of which nobody can say.
+            if matches!(tokio::time::timeout(limit, shown).await, Ok(Ok(true))) {
+                counter!(metric::CACHE, "result" => "stale").increment(1);
+                let draft = cached_draft(&cached, Provenance::Stale, unix_millis(self.now()));
+                return Ok(Draft { reason: Some(reason), timings, ..draft });
+            }
+            counter!(metric::CACHE, "result" => "unsure").increment(1);
+        }
+        let draft = self.extract(ask, passages, timings).await?;
         Ok(Draft { provenance: Provenance::Degraded, reason: Some(reason), ..draft })
-    }
-
-    /// Above every attempt before: of this process by what it remembers, of a crashed owner of the lane by how long
-    /// the question has waited by now, in tenths of a second.
-    fn first_attempt(&self, ask: &Ask<'_>) -> i32 {
-        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = attempts.get(&ask.key()).map_or(1, |last| last.saturating_add(1));
-        let waited = i32::try_from(ask.queued.as_millis() / 100).unwrap_or(i32::MAX);
-        next.max(waited.saturating_add(1)).min(LAST_FIRST_ATTEMPT)
-    }
-
-    fn remember(&self, ask: &Ask<'_>, attempt: i32) {
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        // Repetitions follow at once; what is older than thousands of questions is not repeated any more.
-        if attempts.len() >= REMEMBERED {
-            attempts.clear();
-        }
-        attempts.insert(ask.key(), attempt);
-    }
-
-    async fn answer(&self, ask: &Ask<'_>, gathered: Gathered) -> Outcome {
-        let mut draft = match gathered {
-            Gathered::Settled(draft) => draft,
-            Gathered::Passages { passages, vector, timings } => self.write(ask, &passages, &vector, timings).await,
-        };
-        if ask.question.created_at > 0 {
-            draft.timings.note("queued", ask.queued);
-        }
-        draft.timings.note("total", ask.began.elapsed());
-        Outcome::emit_all(draft.into_outputs(ask.question, ask.version, self.now()))
     }
 }
 
-impl Ask<'_> {
-    fn key(&self) -> String {
-        format!("{}/{}", self.question.tenant, self.question.request_id)
-    }
-
-    fn origin(&self) -> Origin {
-        Origin {
-            request_id: self.question.request_id.clone(),
-            tenant: self.question.tenant.clone(),
-            lane: self.delivery.at.lane,
-            traceparent: self.delivery.headers.get(header::TRACEPARENT).map(<[u8]>::to_vec),
+impl<R: Retrieve> Answering<R> {
+    /// Whether every document that an answer cites is still there. A repeat can wait until somebody can say.
+    async fn still_stands(&self, answer: &Answer) -> Result<bool, StageError> {
+        let documents: Vec<_> = answer.citations.iter().map(|citation| &citation.document).collect();
+        if documents.is_empty() {
+            return Ok(true);
         }
+        let shown = self.parts.retrieve.all_shown(&answer.tenant, &documents).await;
+        shown.map_err(|error| StageError::unavailable("qdrant", error))
+    }
+}
+
+/// What is known of a question before a model is asked.
+enum Known {
+    Answer(Box<Draft>),
+    Joined,
+    Stale(Box<Cached>),
+    Nothing,
+}
+
+/// Writes signs of life of a question until they are not committed in time.
+async fn beat(state: LaneState<'_>, journal: String, every: Duration, clock: &Clock) -> StageError {
+    let key = format!("alive/{journal}");
+    loop {
+        tokio::time::sleep(every).await;
+        let at = unix_millis(clock());
+        let written = async {
+            // Kept as long as a call can take at most; the question's end does not have to know of it.
+            state
+                .update(|change| {
+                    let until = change.now().saturating_add(600_000);
+                    change.put_until(&key, at.to_string(), until);
+                    Ok(())
+                })
+                .await?;
+            state.committed().await
+        };
+        match tokio::time::timeout(3 * every, written).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error,
+            Err(_) => return StageError::unavailable("lane", "a sign of life was not committed in time"),
+        }
+    }
+}
+
+/// What was answered before, again.
+fn cached_draft(cached: &Cached, provenance: Provenance, now: i64) -> Draft {
+    let answer = &cached.answer;
+    Draft {
+        provenance,
+        provider: answer.provider.clone(),
+        model: answer.model.clone(),
+        prompt_version: answer.prompt_version.clone(),
+        age: Some(cached.age(now)),
+        reason: answer.reason.clone(),
+        ..Draft::with_text(answer.status, answer.text.clone(), answer.citations.clone())
     }
 }
 
 /// What a model wrote to its end, or to its limit of tokens.
-fn complete(reply: Reply, passages: &[Passage]) -> Draft {
+fn complete(reply: &StoredReply, passages: &[Passage], attempt: i32) -> Draft {
     let citations = cited(&reply.text, passages);
-    let (status, reason) = match reply.finish {
-        Finish::Length => (AnswerStatus::Incomplete, Some("the model reached its limit of tokens".to_owned())),
-        Finish::Stop if citations.is_empty() => {
-            (AnswerStatus::Complete, Some("the answer cites none of the passages it was given".to_owned()))
-        }
-        Finish::Stop => (AnswerStatus::Complete, None),
+    let (status, reason) = if reply.cut {
+        (AnswerStatus::Incomplete, Some("the model reached its limit of tokens".to_owned()))
+    } else if citations.is_empty() {
+        (AnswerStatus::Complete, Some("the answer cites none of the passages it was given".to_owned()))
+    } else {
+        (AnswerStatus::Complete, None)
     };
     Draft {
         reason,
-        provider: reply.call.provider,
-        model: reply.call.model,
-        ..Draft::with_text(status, reply.text, citations)
+        provider: reply.provider.clone(),
+        model: reply.model.clone(),
+        attempt,
+        ..Draft::with_text(status, reply.text.clone(), citations)
     }
 }
 
-fn failed(error: &dyn std::error::Error) -> Draft {
-    tracing::warn!(error = %error, "question failed");
-    Draft::without_text(AnswerStatus::Failed, error.to_string())
+/// Class of questions that could not be answered though nothing is wrong with them.
+const UNANSWERED: &str = "unanswered";
+
+fn failed(error: &dyn std::error::Error) -> Failure {
+    Failure::new(UNANSWERED, error)
+}
+
+fn joined() -> Outcome {
+    counter!(metric::SHARED, "by" => "joined").increment(1);
+    Outcome::skip("joined")
 }
 
 impl<R: Retrieve> ConcurrentStage for Answering<R> {
     type Input = Question;
 
-    async fn process(&self, delivery: &Delivery<Question>, _: LaneState<'_>) -> Result<Outcome, StageError> {
+    const STATEFUL: bool = true;
+
+    async fn process(&self, delivery: &Delivery<Question>, state: LaneState<'_>) -> Result<Outcome, StageError> {
+        if let Some(forwarded) = self.forwarded(delivery) {
+            return Ok(forwarded);
+        }
         let ask = self.ask(delivery);
-        let gathered = self.gather(&ask).await?;
-        Ok(self.answer(&ask, gathered).await)
+        let policy = self.parts.tenants.of(&ask.question.tenant)?;
+        let settled = |draft: Draft| {
+            let (answer, usages) = draft.into_records(ask.question, ask.version, self.now(), 0);
+            Outcome::emit_all(outputs(&answer, &usages, []))
+        };
+        if let Err(reason) = self.check(&ask) {
+            return Ok(settled(Draft::without_text(AnswerStatus::Failed, reason)));
+        }
+        if !policy.is_enabled() {
+            let reason = format!("the tenant {} is disabled", ask.question.tenant);
+            return Ok(settled(Draft::without_text(AnswerStatus::Rejected, reason)));
+        }
+        let window = Duration::from_secs(self.parts.config.idempotency_window_s);
+        match Case::open(&ask, state, policy, &self.parts.clock, window).await? {
+            Opened::Work(case) => self.answer(case, state).await,
+            Opened::OverLimit(case, refusal) => match self.expired(&ask, "while the question waited for a limit") {
+                Some(draft) => case.finish(draft),
+                None => case.over_limit(&refusal),
+            },
+            Opened::Elsewhere(found) => Ok(match found {
+                Found::Answered(answer) => {
+                    counter!(metric::SHARED, "by" => "repeat").increment(1);
+                    match self.still_stands(&answer).await? {
+                        true => {
+                            let answer = as_answer_of(&answer, &ask.question.request_id, ask.question.created_at);
+                            Outcome::emit_all(outputs(&answer, &[], []))
+                        }
+                        false => {
+                            let reason =
+                                "its answer rested on a document that was erased since; ask again under another key";
+                            settled(Draft::without_text(AnswerStatus::Failed, reason.to_owned()))
+                        }
+                    }
+                }
+                Found::Conflict(first) => {
+                    counter!(metric::SHARED, "by" => "conflict").increment(1);
+                    let reason = format!("its idempotency key came with another question before, as request {first}");
+                    settled(Draft::without_text(AnswerStatus::Conflict, reason))
+                }
+                Found::Full => Outcome::Postpone {
+                    failure: Failure::new("crowded", "too many requests wait for the same answer"),
+                    wait: CROWDED,
+                },
+                Found::Joined | Found::Leads => joined(),
+            }),
+        }
     }
 
-    /// Whoever asked waits for an answer, also when the question became a dead letter.
-    async fn last_words(
+    /// Whoever asked waits for an answer, also when the question became a dead letter. Its journal is kept: a replay goes on
+    /// at the step that failed.
+    fn last_words(
         &self,
         delivery: &Delivery<Question>,
         failure: &Failure,
-        _: LaneState<'_>,
+        change: &mut Change<'_>,
     ) -> Result<Vec<Output>, StageError> {
         let ask = self.ask(delivery);
-        let draft = Draft::without_text(AnswerStatus::Failed, failure.message.clone());
-        Ok(draft.into_outputs(ask.question, ask.version, self.now()))
+        let (answer, usages, others) = fail(&ask, change, failure, self.now())?;
+        Ok(outputs(&answer, &usages, others))
     }
 }

@@ -49,6 +49,22 @@ pub struct GenerateConfig {
     pub top_k: usize,
     /// Passages to retrieve, at most, whatever the question says.
     pub max_top_k: usize,
+    /// Milliseconds the vector store has for a search; then it is asked again, `retrieve_attempts` times in all.
+    pub retrieve_timeout_ms: u64,
+    /// Times a search is tried that gets no answer, before the last result of the same search or none is used.
+    pub retrieve_attempts: u32,
+    /// Seconds for which the results of searches are remembered, for when the vector store does not answer.
+    pub retrieval_cache_s: u64,
+    /// Seconds for which a repeat with the same idempotency key gets the same answer.
+    pub idempotency_window_s: u64,
+    /// Seconds for which an answer is given again to the same question, as long as the same passages are found for it and
+    /// prompt and models are the same. 0: never.
+    pub cache_fresh_s: u64,
+    /// Seconds for which an answer is kept for when no model answers; it is marked stale then, with its age. 0: none is kept.
+    pub cache_stale_s: u64,
+    /// Milliseconds between signs of life of a question while a model is asked; when one is not committed for three times as
+    /// long, the call ends and the question is taken up again.
+    pub heartbeat_ms: u64,
     /// Questions worked on side by side, over all lanes of an instance.
     pub concurrency: NonZeroUsize,
     /// Longest question, bytes; a longer one is answered as failed.
@@ -77,6 +93,13 @@ impl Default for GenerateConfig {
         Self {
             top_k: 6,
             max_top_k: 20,
+            retrieve_timeout_ms: 500,
+            retrieve_attempts: 3,
+            retrieval_cache_s: 60,
+            idempotency_window_s: 86_400,
+            cache_fresh_s: 3_600,
+            cache_stale_s: 86_400,
+            heartbeat_ms: 5_000,
             concurrency: DEFAULT_CONCURRENCY,
             max_question_bytes: 8 << 10,
             prompt_version: "v1".into(),
@@ -102,6 +125,18 @@ impl GenerateConfig {
             if value == 0 {
                 return Err(Invalid::new(key, "must be at least 1"));
             }
+        }
+        for (key, value) in [
+            ("generate.retrieve_timeout_ms", self.retrieve_timeout_ms),
+            ("generate.retrieve_attempts", self.retrieve_attempts.into()),
+            ("generate.heartbeat_ms", self.heartbeat_ms),
+        ] {
+            if value == 0 {
+                return Err(Invalid::new(key, "must be at least 1"));
+            }
+        }
+        if self.cache_fresh_s > self.cache_stale_s {
+            return Err(Invalid::new("generate.cache_fresh_s", "must not be above generate.cache_stale_s"));
         }
         if self.top_k > self.max_top_k {
             return Err(Invalid::new("generate.top_k", "must not be above generate.max_top_k"));

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
 use weir_contracts::{Answer, AnswerStatus, Citation, Provenance, Question, Topic, Usage, unix_millis};
-use weir_llm::{Call, TokenUsage, Usd};
+use weir_llm::{TokenUsage, Usd};
 use weir_stage::Output;
 
+use crate::journal::Spent;
 use crate::metric;
 
 /// Bytes of a question that its answer repeats, at most: a question that fills a record must not keep its own answer
@@ -28,8 +29,12 @@ pub(crate) struct Draft {
     pub(crate) prompt_version: String,
     /// Attempt whose pieces make up the text; 0 when it was not streamed.
     pub(crate) attempt: i32,
-    pub(crate) calls: Vec<Call>,
+    pub(crate) calls: Vec<Spent>,
     pub(crate) timings: Timings,
+    /// When a request that was turned away may come again.
+    pub(crate) retry_after: Option<Duration>,
+    /// How old a stale answer is, milliseconds.
+    pub(crate) age: Option<i64>,
 }
 
 impl Draft {
@@ -47,6 +52,8 @@ impl Draft {
             attempt: 0,
             calls: Vec::new(),
             timings: Timings::default(),
+            retry_after: None,
+            age: None,
         }
     }
 
@@ -60,33 +67,36 @@ impl Draft {
         let mut usage = TokenUsage::default();
         let mut cost = Usd::default();
         for call in &self.calls {
-            usage.input += call.usage.input;
-            usage.cached += call.usage.cached;
-            usage.output += call.usage.output;
-            usage.estimated |= call.usage.estimated;
-            cost += call.cost;
+            usage.input += call.input;
+            usage.cached += call.cached;
+            usage.output += call.output;
+            usage.estimated |= call.estimated;
+            cost += call.cost();
         }
         (usage, cost)
     }
 
-    /// The answer and a usage record for each call. `prompt_version` is the one the question was to be answered with.
-    pub(crate) fn into_outputs(self, question: &Question, prompt_version: &str, now: SystemTime) -> Vec<Output> {
+    /// The answer, and a usage record for each call but the first `reported`. `prompt_version` is the one the question was to
+    /// be answered with.
+    pub(crate) fn into_records(
+        self,
+        question: &Question,
+        prompt_version: &str,
+        now: SystemTime,
+        reported: usize,
+    ) -> (Answer, Vec<Usage>) {
         let at = unix_millis(now);
         count(&self, question, at);
         let (usage, cost) = self.spent();
-        let usages: Vec<Output> = self
-            .calls
-            .iter()
-            .map(|call| {
-                Output::new(Topic::USAGE, question.tenant.as_str(), usage_of(call, question, prompt_version, at))
-            })
-            .collect();
-        let text_hash = hex::encode(Sha256::digest(self.text.as_bytes()));
+        let calls = self.calls.iter().skip(reported);
+        let usages = calls.map(|call| usage_of(call, question, prompt_version, at)).collect();
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         let answer = Answer {
             request_id: question.request_id.clone(),
             tenant: question.tenant.clone(),
             status: self.status,
             provenance: self.provenance,
+            text_hash: text_hash(&self.text),
             text: self.text,
             citations: self.citations,
             reason: self.reason,
@@ -99,37 +109,51 @@ impl Draft {
             cost_usd: cost.0,
             attempt: self.attempt,
             attempts: i32::try_from(self.calls.len()).unwrap_or(i32::MAX),
-            age_ms: None,
+            age_ms: self.age,
             answered_with: None,
-            retry_after_ms: None,
-            text_hash,
+            retry_after_ms: self.retry_after.map(millis),
             timings: self.timings.into_map(),
             question: beginning(&question.question).to_owned(),
             asked_at: question.created_at,
             at,
         };
-        let answer = Output::new(Topic::ANSWERS, question.request_id.as_str(), answer);
-        std::iter::once(answer).chain(usages).collect()
+        (answer, usages)
     }
+}
+
+/// SHA-256 of a text, in hex.
+pub(crate) fn text_hash(text: &str) -> String {
+    hex::encode(Sha256::digest(text.as_bytes()))
+}
+
+/// The records about an answer: itself, its calls, and the answers of those who waited for it.
+pub(crate) fn outputs(answer: &Answer, usages: &[Usage], others: impl IntoIterator<Item = Answer>) -> Vec<Output> {
+    let answers = std::iter::once(answer.clone()).chain(others).map(to_output);
+    let usages = usages.iter().map(|usage| Output::new(Topic::USAGE, usage.tenant.as_str(), usage.clone()));
+    answers.chain(usages).collect()
+}
+
+fn to_output(answer: Answer) -> Output {
+    Output::new(Topic::ANSWERS, answer.request_id.to_string(), answer)
 }
 
 fn beginning(question: &str) -> &str {
     question.get(..question.floor_char_boundary(QUESTION_REPEATED)).unwrap_or_default()
 }
 
-fn usage_of(call: &Call, question: &Question, prompt_version: &str, at: i64) -> Usage {
+fn usage_of(call: &Spent, question: &Question, prompt_version: &str, at: i64) -> Usage {
     Usage {
         request_id: question.request_id.clone(),
         tenant: question.tenant.clone(),
         provider: call.provider.clone(),
         model: call.model.clone(),
-        input_tokens: whole(call.usage.input),
-        cached_tokens: whole(call.usage.cached),
-        output_tokens: whole(call.usage.output),
-        estimated: call.usage.estimated,
-        cost_usd: call.cost.0,
-        latency_ms: i64::try_from(call.latency.as_millis()).unwrap_or(i64::MAX),
-        status: call.status.to_owned(),
+        input_tokens: whole(call.input),
+        cached_tokens: whole(call.cached),
+        output_tokens: whole(call.output),
+        estimated: call.estimated,
+        cost_usd: call.cost_usd,
+        latency_ms: whole(call.latency_ms),
+        status: call.status.clone(),
         attempt: call.attempt,
         prompt_version: prompt_version.to_owned(),
         feature: question.feature.clone(),

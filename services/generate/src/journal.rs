@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use weir_contracts::{RequestId, TenantId};
-use weir_llm::{Call, Completion, Finish, Reservation, TokenUsage, Usd};
+use weir_llm::{Call, Completion, Finish, PriceConfig, Reservation, TokenUsage, Usd};
 use weir_stage::{Change, StageError};
 
 use crate::Passage;
@@ -19,6 +19,8 @@ pub enum Step {
     Model,
     /// The answer is made of what the model said.
     Finish,
+    /// It waits until a limit allows it.
+    Queued,
     /// It failed for good and lies among the dead letters.
     Failed,
 }
@@ -45,8 +47,10 @@ pub struct Journal {
     pub passages: Option<Vec<Passage>>,
     /// Calls that have ended.
     pub calls: Vec<Spent>,
-    /// The call that may be under way.
-    pub open: Option<OpenCall>,
+    /// How many of them have a usage record already, written when it failed.
+    pub reported: usize,
+    /// Calls that may be under way.
+    pub open: Vec<OpenCall>,
     /// What the model said.
     pub reply: Option<StoredReply>,
     /// Keys under which others wait for its answer.
@@ -129,10 +133,10 @@ pub struct OpenCall {
     pub reservation: Option<Reservation>,
     /// The accounts that were charged.
     pub accounts: Vec<String>,
-    /// Tokens of the request, estimated.
+    /// By what it is paid.
+    pub price: PriceConfig,
+    /// Tokens of the request, at most.
     pub input: u64,
-    /// What they cost.
-    pub cost_usd: f64,
     /// Whether the provider charges a repeat with the same idempotency key only once.
     pub honours_idempotency: bool,
 }
@@ -150,7 +154,7 @@ impl OpenCall {
             cached: 0,
             output: 0,
             estimated: true,
-            cost_usd: self.cost_usd,
+            cost_usd: TokenUsage { input: self.input, ..TokenUsage::default() }.cost(&self.price).0,
             latency_ms: u64::try_from(now.saturating_sub(self.since)).unwrap_or(0),
         }
     }
@@ -190,8 +194,22 @@ impl Journal {
     #[must_use]
     pub fn next_attempt(&self) -> i32 {
         let ended = self.calls.iter().map(|call| call.attempt);
-        let open = self.open.as_ref().map(|open| open.attempt);
+        let open = self.open.iter().map(|open| open.attempt);
         ended.chain(open).max().unwrap_or(0).saturating_add(1)
+    }
+
+    /// Whether somebody works, or was working, on it.
+    pub(crate) fn is_under_way(&self) -> bool {
+        match self.step {
+            Step::Retrieve | Step::Model | Step::Finish => self.began_at > 0,
+            Step::Queued | Step::Failed => false,
+        }
+    }
+
+    /// Takes out the call of this attempt, which has ended.
+    pub(crate) fn take_open(&mut self, attempt: i32) -> Option<OpenCall> {
+        let at = self.open.iter().position(|open| open.attempt == attempt)?;
+        Some(self.open.swap_remove(at))
     }
 
     /// Goes on to a step.

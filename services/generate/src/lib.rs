@@ -5,18 +5,25 @@
 //!   of sentences of the documents, and says so.
 
 mod answering;
+mod ask;
+mod cache;
+mod case;
 mod cite;
 mod clock;
 pub mod config;
 mod draft;
 mod extract;
+pub mod journal;
 mod meaning;
 pub mod metric;
 mod prompt;
+mod recall;
 mod relevance;
 mod retrieve;
 mod route;
+mod slot;
 mod stream;
+mod tenants;
 
 pub use answering::{Answering, Parts};
 pub use clock::Clock;
@@ -27,3 +34,4 @@ pub use relevance::any_relevant;
 pub use retrieve::{Passage, Retrieve, RetrieveError, Store, Wanted};
 pub use route::RouteQuestions;
 pub use stream::{KafkaTokens, TokenSink};
+pub use tenants::Tenants;

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use weir_contracts::Topic;
 use weir_generate::config::Config;
-use weir_generate::{Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store};
+use weir_generate::{Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store, Tenants};
 use weir_llm::Chain;
 use weir_runner::{Concurrency, Order, Publisher};
 use weir_vectors::VectorStore;
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
             retrieve: store,
             meaning,
             tokens: Arc::new(KafkaTokens::new(publisher)),
+            tenants: Tenants::follow(&config.kafka, service.registry()),
+            lanes: config.kafka.lanes,
             config: config.generate,
             clock: Arc::new(SystemTime::now),
         })?;

@@ -10,14 +10,24 @@ pub const ANSWER_SECONDS: &str = "weir_generate_answer_seconds";
 pub const STEP_SECONDS: &str = "weir_generate_step_seconds";
 /// Pieces of answers that could not be streamed.
 pub const STREAM_FAILURES: &str = "weir_generate_stream_failures_total";
+/// Calls that were under way when their owner was lost.
+pub const CALLS_IN_DOUBT: &str = "weir_generate_calls_in_doubt_total";
+/// Questions that met a limit of their tenant.
+pub const OVER_LIMIT: &str = "weir_generate_over_limit_total";
+/// Looks into the cache of answers.
+pub const CACHE: &str = "weir_generate_cache_total";
+/// Questions that wait for, or got, the answer of another one.
+pub const SHARED: &str = "weir_generate_shared_total";
+/// Searches that did not answer.
+pub const RETRIEVAL_FALLBACKS: &str = "weir_generate_retrieval_fallbacks_total";
 
 /// The service's own.
-pub const METRICS: [MetricDef; 4] = [
+pub const METRICS: [MetricDef; 9] = [
     MetricDef {
         name: ANSWERS,
         kind: MetricKind::Counter,
         labels: &["status", "provenance"],
-        help: "Answers by status (complete, extractive, no_context, expired, incomplete, failed) and provenance.",
+        help: "Answers by status (complete, extractive, no_context, expired, incomplete, failed, rejected, conflict) and provenance.",
     },
     MetricDef {
         name: ANSWER_SECONDS,
@@ -36,6 +46,39 @@ pub const METRICS: [MetricDef; 4] = [
         kind: MetricKind::Counter,
         labels: &[],
         help: "Answers whose stream of tokens broke off because Kafka did not take it; the answers themselves are whole.",
+    },
+    MetricDef {
+        name: CALLS_IN_DOUBT,
+        kind: MetricKind::Counter,
+        labels: &["as"],
+        help: "Calls of models that were under way when their owner was lost, so that nobody knows what came of them: settled \
+               where the provider honours idempotency keys, else charged.",
+    },
+    MetricDef {
+        name: OVER_LIMIT,
+        kind: MetricKind::Counter,
+        labels: &["limit", "decision"],
+        help: "Questions that met a limit of their tenant (requests, tokens, concurrency, cost): rejected, or queued.",
+    },
+    MetricDef {
+        name: CACHE,
+        kind: MetricKind::Counter,
+        labels: &["result"],
+        help: "Looks into the cache of answers: hit, miss, stale (served because no model answered), unsure (not served, \
+               because nobody could say whether its documents are still there).",
+    },
+    MetricDef {
+        name: SHARED,
+        kind: MetricKind::Counter,
+        labels: &["by"],
+        help: "Questions that share the answer of another one: repeat (its idempotency key was answered), joined (they wait \
+               for one that is worked on), conflict (the key came with another question).",
+    },
+    MetricDef {
+        name: RETRIEVAL_FALLBACKS,
+        kind: MetricKind::Counter,
+        labels: &["to"],
+        help: "Searches that did not answer in time: answered from the last result (cached), or without passages (none).",
     },
 ];
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
+use sha2::{Digest, Sha256};
 use weir_llm::Message;
 
 use crate::Passage;
@@ -48,6 +49,8 @@ pub enum PromptError {
 pub struct Prompts {
     environment: Environment<'static>,
     versions: Vec<String>,
+    /// Hash of each version's source.
+    fingerprints: BTreeMap<String, String>,
 }
 
 impl Prompts {
@@ -69,7 +72,9 @@ impl Prompts {
                 .add_template_owned(version.clone(), source.clone())
                 .map_err(|error| PromptError::Template { version: version.clone(), reason: error.to_string() })?;
         }
-        let prompts = Self { environment, versions: sources.into_keys().collect() };
+        let hash = |source: &String| hex::encode(Sha256::digest(source.as_bytes()));
+        let fingerprints = sources.iter().map(|(version, source)| (version.clone(), hash(source))).collect();
+        let prompts = Self { environment, versions: sources.into_keys().collect(), fingerprints };
         for version in &prompts.versions {
             prompts.messages(version, "?", &[])?;
         }
@@ -86,6 +91,12 @@ impl Prompts {
         }
         let version = version.chars().take(80).collect();
         Err(PromptError::Unknown { version, known: self.versions.join(", ") })
+    }
+
+    /// What changes when the template does; empty where there is no such version.
+    #[must_use]
+    pub fn fingerprint(&self, version: &str) -> String {
+        self.fingerprints.get(version).cloned().unwrap_or_default()
     }
 
     /// The messages for a question and its passages, which are numbered from 1.

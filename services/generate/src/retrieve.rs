@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use weir_contracts::TenantId;
+use weir_contracts::{DocumentId, TenantId};
 use weir_vectors::{Hit, Mode, Search, VectorError, VectorStore};
 
 /// What is looked for.
@@ -23,7 +24,7 @@ pub struct Wanted<'a> {
 }
 
 /// A passage that was found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Passage {
     /// Where it stands and what it says.
     pub hit: Hit,
@@ -48,13 +49,23 @@ pub enum RetrieveError {
         /// The service's model.
         service: String,
     },
+    /// The vector store did not answer in time.
+    #[error("not within {} ms", limit.as_millis())]
+    TimedOut {
+        /// The time it had.
+        limit: Duration,
+    },
 }
 
 impl RetrieveError {
     /// Whether the same may succeed later.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Store(error) if error.is_unavailable())
+        match self {
+            Self::Store(error) => error.is_unavailable(),
+            Self::TimedOut { .. } => true,
+            Self::OtherModel { .. } => false,
+        }
     }
 }
 
@@ -65,6 +76,16 @@ pub trait Retrieve: Send + Sync + 'static {
     /// # Errors
     /// When the store does not answer or can't.
     fn retrieve(&self, wanted: &Wanted<'_>) -> impl Future<Output = Result<Vec<Passage>, RetrieveError>> + Send;
+
+    /// Whether all these documents of a tenant are still there.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    fn all_shown(
+        &self,
+        tenant: &TenantId,
+        documents: &[&DocumentId],
+    ) -> impl Future<Output = Result<bool, RetrieveError>> + Send;
 }
 
 /// Passages from the vector store, by meaning and by words.
@@ -118,5 +139,11 @@ impl Retrieve for Store {
             near.iter().map(|hit| ((&hit.document, hit.revision, hit.ordinal), hit.score)).collect();
         let of = |hit: &Hit| similarity.get(&(&hit.document, hit.revision, hit.ordinal)).copied();
         Ok(hits.into_iter().map(|hit| Passage { similarity: of(&hit), hit }).collect())
+    }
+
+    async fn all_shown(&self, tenant: &TenantId, documents: &[&DocumentId]) -> Result<bool, RetrieveError> {
+        let documents: Vec<_> = documents.iter().map(|document| (tenant, *document)).collect();
+        let heads = self.vectors.heads(&documents).await?;
+        Ok(heads.iter().all(|head| head.as_ref().is_some_and(|head| !head.deleted)))
     }
 }

@@ -25,6 +25,9 @@ pub(crate) struct Slot {
     /// Who waits for it.
     #[serde(default)]
     pub(crate) waiters: Vec<Waiter>,
+    /// Other slots that the same answer ends.
+    #[serde(default)]
+    pub(crate) keys: Vec<String>,
 }
 
 /// A request that waits.
@@ -62,6 +65,7 @@ impl Slot {
             request_id: ask.question.request_id.clone(),
             answer: None,
             waiters: Vec::new(),
+            keys: Vec::new(),
         }
     }
 

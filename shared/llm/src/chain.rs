@@ -162,6 +162,13 @@ impl Chain {
         &self.timeouts
     }
 
+    /// What changes when other models are asked, or in another order.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let models = self.links.iter().map(|link| format!("{}={}", link.name, link.model));
+        models.collect::<Vec<_>>().join(",")
+    }
+
     /// Asks the providers until one gives a complete answer, none is left, or the step or the deadline ends. What may
     /// pass is tried again with the same provider, then the next one is asked; a request that is at fault itself, or
     /// that a model refuses, is put to no other. Attempts count from `first_attempt`, one a call.

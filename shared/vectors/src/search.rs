@@ -62,7 +62,7 @@ pub struct Search<'a> {
 }
 
 /// A passage that was found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Hit {
     /// Document it belongs to.
     pub document: DocumentId,
