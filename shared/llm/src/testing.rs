@@ -4,7 +4,7 @@
 //! # As a program
 //!
 //! ```text
-//! cargo run -p weir-llm --features fake-provider -- --port 8089 --behaviour '{"kind": "quote"}'
+//! cargo run -p weir-fake-provider -- --port 8089 --behaviour '{"kind": "quote"}'
 //! ```
 //!
 //! prints one line once it listens, `weir-fake-provider ready on http://127.0.0.1:8089/v1`. Weir asks it when its

@@ -92,6 +92,9 @@ pub async fn look(scope: Scope<'_>, documents: &Documents, context: &Context) ->
     places.push(place("document-status, request-outcomes", "ids", remains(tables)));
     let state = "revision and that it is deleted; hashes of earlier contents go with compaction";
     places.push(place("extract-state, ingest's disk", "hashes", remains(state)));
+    let answers = "answers to earlier questions, which are not given any more: each goes when its time is over \
+                   (generate.cache_stale_s, idempotency_window_s) and its lane has later questions, then with compaction";
+    places.push(place("answer-state, generate's disk", "answers, what was cited", remains(answers)));
     let cache = "on each instance's disk, under hashed keys and without text, until newer ones push them out \
                  (embed.cache_mib); to have them gone at once, stop the instance and remove its embed.cache_dir";
     places.push(place("embed's cache", "vectors", remains(cache)));

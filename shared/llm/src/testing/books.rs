@@ -57,6 +57,8 @@ pub struct Entry {
     pub output_tokens: u64,
     /// What became of the response.
     pub fate: Fate,
+    /// When it was over, since 1970, on the wall clock.
+    pub ended_unix_ms: Option<u64>,
     /// Whether it goes on the bill: from the first token of an answer on, whatever becomes of the rest.
     pub charged: bool,
 }

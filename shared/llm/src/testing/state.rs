@@ -90,7 +90,7 @@ impl State {
         let input_percent = if let Task::Act(turn) = &task { turn.input_percent } else { 100 };
         self.entries.push(Entry {
             since_start_ms: millis(at.duration_since(self.started)),
-            unix_ms: millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+            unix_ms: unix_ms(),
             idempotency_key: request.idempotency_key.clone(),
             model: request.model.clone(),
             stream: request.stream,
@@ -100,6 +100,7 @@ impl State {
             cached_tokens: 0,
             output_tokens: 0,
             fate: Fate::Running,
+            ended_unix_ms: None,
             charged: false,
         });
         self.received.push(Received {
@@ -136,7 +137,7 @@ impl State {
     /// A call is over. Its key is known from now on when it gave a whole answer, and may be used anew else.
     pub(super) fn end(&mut self, number: usize, fate: Fate, answer: Option<Answer>) {
         let Some(entry) = self.entry(number) else { return };
-        entry.fate = fate;
+        (entry.fate, entry.ended_unix_ms) = (fate, Some(unix_ms()));
         let Some(key) = entry.idempotency_key.clone() else { return };
         if !matches!(self.keys.get(&key), Some(Known::InProgress(running)) if *running == number) {
             return;
@@ -150,4 +151,8 @@ impl State {
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn unix_ms() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

@@ -97,6 +97,7 @@ macro_rules! files {
 const FILES: &[(&str, &str)] = files![
     "answer-tokens",
     "answer.again",
+    "answer-state",
     "answers",
     "asks",
     "chunk.again",
