@@ -5,27 +5,28 @@ use std::time::{Duration, Instant, SystemTime};
 
 use metrics::counter;
 use weir_contracts::{Answer, AnswerStatus, Deadline, Lane, Provenance, Question, Topic, header, unix_millis};
-use weir_llm::{Chain, ChatRequest, Run};
+use weir_llm::Chain;
 use weir_stage::{Change, ConcurrentStage, Delivery, Failure, LaneState, Outcome, Output, StageError};
 
+use crate::accounts::Refusal;
 use crate::ask::Ask;
-use crate::cache::{Basis, Cached, normalised};
-use crate::case::{Case, Keep, Opened, Refusal, as_answer_of, fail};
-use crate::cite::{citation, cited};
+use crate::case::{Case, Opened, fail};
+use crate::cite::citation;
 use crate::clock::Clock;
 use crate::config::GenerateConfig;
 use crate::draft::{Draft, Timings, outputs};
 use crate::extract::{candidates, choose};
-use crate::journal::StoredReply;
 use crate::meaning::{Meaning, MeaningError};
 use crate::metric;
+use crate::modelled::complete;
 use crate::prompt::{PromptError, Prompts};
 use crate::recall::Recall;
 use crate::relevance::any_relevant;
 use crate::retrieve::{Passage, Retrieve, RetrieveError, Wanted};
-use crate::slot::{Found, fingerprint};
-use crate::stream::{Streamer, TokenSink};
+use crate::slot::{Found, as_answer_of};
+use crate::stream::TokenSink;
 use crate::tenants::Tenants;
+use crate::watch::PromptBaselines;
 
 /// How long a question waits that finds too many others waiting for the same answer.
 const CROWDED: Duration = Duration::from_secs(1);
@@ -58,12 +59,13 @@ pub struct Parts<R> {
 /// whoever asked waits for it. What may not be done twice is in its journal before it is done, so an owner that takes it over
 /// goes on where the last one was.
 pub struct Answering<R> {
-    parts: Parts<R>,
+    pub(crate) parts: Parts<R>,
     recall: Recall,
+    pub(crate) prompts: PromptBaselines,
 }
 
 /// Why a question has no answer yet, and what becomes of it instead.
-enum Instead {
+pub(crate) enum Instead {
     /// This answer, which no model gave.
     Draft(Draft),
     /// It lies among the dead letters.
@@ -90,10 +92,10 @@ impl<R: Retrieve> Answering<R> {
     pub fn new(parts: Parts<R>) -> Result<Self, PromptError> {
         parts.prompts.check(&parts.config.prompt_version)?;
         let recall = Recall::new(Duration::from_secs(parts.config.retrieval_cache_s));
-        Ok(Self { parts, recall })
+        Ok(Self { parts, recall, prompts: PromptBaselines::default() })
     }
 
-    fn now(&self) -> SystemTime {
+    pub(crate) fn now(&self) -> SystemTime {
         (self.parts.clock)()
     }
 
@@ -126,7 +128,7 @@ impl<R: Retrieve> Answering<R> {
     }
 
     /// The answer to give at once when the deadline has passed.
-    fn expired(&self, ask: &Ask<'_>, during: &str) -> Option<Draft> {
+    pub(crate) fn expired(&self, ask: &Ask<'_>, during: &str) -> Option<Draft> {
         let passed = ask.deadline?.remaining(self.now()).is_none();
         passed.then(|| Draft::without_text(AnswerStatus::Expired, format!("the deadline passed {during}")))
     }
@@ -262,7 +264,12 @@ impl<R: Retrieve> Answering<R> {
         self.parts.meaning.of(texts).await
     }
 
-    async fn extract(&self, ask: &Ask<'_>, passages: &[Passage], timings: Timings) -> Result<Draft, Instead> {
+    pub(crate) async fn extract(
+        &self,
+        ask: &Ask<'_>,
+        passages: &[Passage],
+        timings: Timings,
+    ) -> Result<Draft, Instead> {
         self.sentences(ask, passages, timings).await.map_err(|error| Instead::Reject(failed(&error)))
     }
 
@@ -285,174 +292,6 @@ impl<R: Retrieve> Answering<R> {
         let status = if extract.text.is_empty() { AnswerStatus::NoContext } else { AnswerStatus::Extractive };
         Ok(Draft { timings, ..Draft::with_text(status, extract.text, citations) })
     }
-
-    /// What a model says, or said before, or what there is instead.
-    async fn model(
-        &self,
-        case: &mut Case<'_>,
-        state: LaneState<'_>,
-        chain: &Chain,
-        passages: &[Passage],
-        mut timings: Timings,
-    ) -> Result<Result<Draft, Instead>, StageError> {
-        let ask = case.ask;
-        let messages = match self.parts.prompts.messages(ask.version, ask.text(), passages) {
-            Ok(messages) => messages,
-            Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
-        };
-        if let Some(expired) = self.expired(ask, "before a model was asked") {
-            return Ok(Ok(expired));
-        }
-        let known = self.look_up(case, state, chain, passages).await?;
-        let known = match known {
-            Known::Answer(draft) => return Ok(Ok(Draft { timings, ..*draft })),
-            Known::Joined => return Ok(Err(Instead::Joined)),
-            Known::Stale(cached) => Some(cached),
-            Known::Nothing => None,
-        };
-        case.journal.passages = Some(passages.to_vec());
-        let remaining = ask.deadline.and_then(|deadline| deadline.remaining(self.now()));
-        let request = ChatRequest {
-            messages,
-            max_tokens: self.parts.config.max_output_tokens,
-            temperature: self.parts.config.temperature,
-            deadline: remaining.map(|left| tokio::time::Instant::now() + left),
-            idempotency_key: Some(self.call_key(ask)),
-            tenant: Some(ask.question.tenant.to_string()),
-            prompt_version: Some(ask.version.to_owned()),
-        };
-        let calling = Instant::now();
-        let mut streamer = Streamer::start(Arc::clone(&self.parts.tokens), ask.origin());
-        let first = case.journal.next_attempt();
-        let Run { reply, .. } = self.call(case, state, chain, &request, first, &mut streamer).await?;
-        // Where a call was made before, there is an answer all the same.
-        if let Some(refusal) = case.stopped()?.filter(|_| case.journal.calls.is_empty()) {
-            return Ok(Err(Instead::OverLimit(refusal)));
-        }
-        case.record().await?;
-        let streamed = streamer.finish().await;
-        timings.step("model", calling.elapsed());
-        let attempt = |attempt: i32| if streamed { attempt } else { 0 };
-        let draft = match reply {
-            Ok(reply) if !reply.text.trim().is_empty() => {
-                timings.note("first_token", reply.first_token);
-                let attempt = attempt(reply.call.attempt);
-                let stored = case.journal.reply.clone();
-                stored.map(|stored| complete(&stored, passages, attempt)).ok_or_else(|| "no reply".to_owned())
-            }
-            Ok(_) => Err("the model wrote nothing".to_owned()),
-            Err(exhausted) if exhausted.is_deadline() => {
-                let reason = "the deadline passed while a model was answering".to_owned();
-                Ok(Draft::without_text(AnswerStatus::Expired, reason))
-            }
-            Err(exhausted) => match (&exhausted.partial, &known) {
-                (Some(partial), None) => Ok(Draft {
-                    reason: Some(exhausted.error.to_string()),
-                    attempt: attempt(partial.attempt),
-                    provider: partial.provider.clone(),
-                    model: partial.model.clone(),
-                    ..Draft::with_text(AnswerStatus::Incomplete, partial.text.clone(), cited(&partial.text, passages))
-                }),
-                _ => Err(exhausted.to_string()),
-            },
-        };
-        let draft = match draft {
-            Ok(draft) => Ok(Draft { timings, ..draft }),
-            Err(reason) => self.degraded(ask, passages, timings, known, reason).await,
-        };
-        Ok(draft.map(|draft| Draft { prompt_version: ask.version.to_owned(), ..draft }))
-    }
-
-    /// The key under which a provider that knows such keys remembers the question's call: the same for every owner of the
-    /// question, another one for every question.
-    fn call_key(&self, ask: &Ask<'_>) -> String {
-        let at = &ask.delivery.at;
-        let (request, lane, offset) = (&ask.question.request_id, at.lane.0, ask.delivery.first_offset());
-        let parts: [&[u8]; 4] = [
-            ask.question.tenant.as_str().as_bytes(),
-            request.as_str().as_bytes(),
-            &lane.to_le_bytes(),
-            &offset.to_le_bytes(),
-        ];
-        hex::encode(weir_contracts::length_prefixed_hash(&parts))
-    }
-
-    /// Puts the question to the chain. Signs of life are committed meanwhile; where that fails the step ends: nobody else may
-    /// find it under way and dead.
-    async fn call(
-        &self,
-        case: &mut Case<'_>,
-        state: LaneState<'_>,
-        chain: &Chain,
-        request: &ChatRequest,
-        first_attempt: i32,
-        streamer: &mut Streamer,
-    ) -> Result<Run, StageError> {
-        let every = Duration::from_millis(self.parts.config.heartbeat_ms);
-        let beats = beat(state, case.ask.journal_key(), every, &self.parts.clock);
-        tokio::select! {
-            run = chain.ask_with_ledger(request, first_attempt, streamer, case) => Ok(run),
-            missed = beats => Err(missed),
-        }
-    }
-
-    /// Whether the question was answered before, or is being answered, from just what was found now.
-    async fn look_up(
-        &self,
-        case: &mut Case<'_>,
-        state: LaneState<'_>,
-        chain: &Chain,
-        passages: &[Passage],
-    ) -> Result<Known, StageError> {
-        let config = &self.parts.config;
-        if config.cache_stale_s == 0 || !case.journal.open.is_empty() || !case.journal.calls.is_empty() {
-            return Ok(Known::Nothing);
-        }
-        let ask = case.ask;
-        let question = fingerprint(ask.question, &normalised(ask.text()), ask.version);
-        let key = format!("answer/{}/{question}", ask.question.tenant);
-        let basis = Basis::of(passages, self.parts.prompts.fingerprint(ask.version), chain.fingerprint());
-        let flight = format!("flight/{}/{question}/{}", ask.question.tenant, basis.fingerprint());
-        let cached: Option<Cached> = state.update(|change| crate::journal::load(change, &key)).await?;
-        let now = unix_millis(self.now());
-        let fresh_for = i64::try_from(config.cache_fresh_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
-        let for_millis = i64::try_from(config.cache_stale_s.saturating_mul(1_000)).unwrap_or(i64::MAX);
-        if let Some(cached) = cached.as_ref().filter(|cached| cached.basis == basis && cached.age(now) < fresh_for) {
-            counter!(metric::CACHE, "result" => "hit").increment(1);
-            return Ok(Known::Answer(Box::new(cached_draft(cached, Provenance::Cached, now))));
-        }
-        counter!(metric::CACHE, "result" => "miss").increment(1);
-        if case.join(flight, &question).await? {
-            return Ok(Known::Joined);
-        }
-        case.keep = Some(Keep { key, basis, for_millis });
-        Ok(cached.map_or(Known::Nothing, |cached| Known::Stale(Box::new(cached))))
-    }
-
-    /// In place of a model's answer: what was answered before, marked, or sentences of the passages, marked.
-    async fn degraded(
-        &self,
-        ask: &Ask<'_>,
-        passages: &[Passage],
-        timings: Timings,
-        known: Option<Box<Cached>>,
-        reason: String,
-    ) -> Result<Draft, Instead> {
-        if let Some(cached) = known {
-            let limit = Duration::from_millis(self.parts.config.retrieve_timeout_ms);
-            let documents = cached.basis.documents();
-            let shown = self.parts.retrieve.all_shown(&ask.question.tenant, &documents);
-            // An answer from a document that was erased must not come back, nor one of which nobody can say.
-            if matches!(tokio::time::timeout(limit, shown).await, Ok(Ok(true))) {
-                counter!(metric::CACHE, "result" => "stale").increment(1);
-                let draft = cached_draft(&cached, Provenance::Stale, unix_millis(self.now()));
-                return Ok(Draft { reason: Some(reason), timings, ..draft });
-            }
-            counter!(metric::CACHE, "result" => "unsure").increment(1);
-        }
-        let draft = self.extract(ask, passages, timings).await?;
-        Ok(Draft { provenance: Provenance::Degraded, reason: Some(reason), ..draft })
-    }
 }
 
 impl<R: Retrieve> Answering<R> {
@@ -467,76 +306,10 @@ impl<R: Retrieve> Answering<R> {
     }
 }
 
-/// What is known of a question before a model is asked.
-enum Known {
-    Answer(Box<Draft>),
-    Joined,
-    Stale(Box<Cached>),
-    Nothing,
-}
-
-/// Writes signs of life of a question until they are not committed in time.
-async fn beat(state: LaneState<'_>, journal: String, every: Duration, clock: &Clock) -> StageError {
-    let key = format!("alive/{journal}");
-    loop {
-        tokio::time::sleep(every).await;
-        let at = unix_millis(clock());
-        let written = async {
-            // Kept as long as a call can take at most; the question's end does not have to know of it.
-            state
-                .update(|change| {
-                    let until = change.now().saturating_add(600_000);
-                    change.put_until(&key, at.to_string(), until);
-                    Ok(())
-                })
-                .await?;
-            state.committed().await
-        };
-        match tokio::time::timeout(3 * every, written).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return error,
-            Err(_) => return StageError::unavailable("lane", "a sign of life was not committed in time"),
-        }
-    }
-}
-
-/// What was answered before, again.
-fn cached_draft(cached: &Cached, provenance: Provenance, now: i64) -> Draft {
-    let answer = &cached.answer;
-    Draft {
-        provenance,
-        provider: answer.provider.clone(),
-        model: answer.model.clone(),
-        prompt_version: answer.prompt_version.clone(),
-        age: Some(cached.age(now)),
-        reason: answer.reason.clone(),
-        ..Draft::with_text(answer.status, answer.text.clone(), answer.citations.clone())
-    }
-}
-
-/// What a model wrote to its end, or to its limit of tokens.
-fn complete(reply: &StoredReply, passages: &[Passage], attempt: i32) -> Draft {
-    let citations = cited(&reply.text, passages);
-    let (status, reason) = if reply.cut {
-        (AnswerStatus::Incomplete, Some("the model reached its limit of tokens".to_owned()))
-    } else if citations.is_empty() {
-        (AnswerStatus::Complete, Some("the answer cites none of the passages it was given".to_owned()))
-    } else {
-        (AnswerStatus::Complete, None)
-    };
-    Draft {
-        reason,
-        provider: reply.provider.clone(),
-        model: reply.model.clone(),
-        attempt,
-        ..Draft::with_text(status, reply.text.clone(), citations)
-    }
-}
-
 /// Class of questions that could not be answered though nothing is wrong with them.
 const UNANSWERED: &str = "unanswered";
 
-fn failed(error: &dyn std::error::Error) -> Failure {
+pub(crate) fn failed(error: &dyn std::error::Error) -> Failure {
     Failure::new(UNANSWERED, error)
 }
 

@@ -5,26 +5,24 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use metrics::counter;
-use weir_contracts::{Answer, AnswerStatus, Provenance, RequestId, Usage, unix_millis};
-use weir_llm::{
-    Account, Call, Completion, Ledger, NanoUsd, Planned, Refused, Reservation, Retry, Withheld, admit_all, reserve_all,
-};
+use weir_contracts::{Answer, AnswerStatus, Provenance, Usage, unix_millis};
+use weir_llm::{Call, Completion, Ledger, NanoUsd, Planned, Withheld};
 use weir_runner::{Mechanism, is_switched_off};
 use weir_stage::{Change, Failure, LaneState, Outcome, StageError};
 
+use crate::accounts::{Refusal, Unsettled, admit, leave, reserve, settle, settle_all};
 use crate::ask::Ask;
 use crate::cache::Cached;
 use crate::clock::Clock;
-use crate::draft::{Draft, outputs, text_hash};
+use crate::draft::{Draft, outputs};
 use crate::journal::{Journal, OpenCall, Spent, Step, StoredReply, load, stored};
 use crate::metric;
-use crate::slot::{Found, Slot, Waiter, fingerprint, key_slot};
-use crate::tenants::{Charged, Policy};
+use crate::slot::{Found, close, fingerprint, hand_over, join, key_slot, shared};
+use crate::tenants::Policy;
+use crate::watch;
 
 /// How long the journal of a question is kept that lies among the dead letters, milliseconds.
 const FAILED_KEPT: i64 = 30 * 86_400_000;
-/// How long a question waits for others that are under way, before it looks again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A question that is worked on.
 pub(crate) struct Case<'a> {
@@ -59,13 +57,6 @@ enum Cause {
     Lost(StageError),
 }
 
-/// A limit that is in the way.
-#[derive(Debug, Clone)]
-pub(crate) struct Refusal {
-    refused: Refused,
-    whose: String,
-}
-
 /// What becomes of a question that was looked at.
 pub(crate) enum Opened<'a> {
     /// It is worked on, from where its journal says.
@@ -74,27 +65,6 @@ pub(crate) enum Opened<'a> {
     OverLimit(Case<'a>, Refusal),
     /// Another request has its answer, or will have.
     Elsewhere(Found),
-}
-
-impl Refusal {
-    /// When to come again, if time helps.
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        match self.refused.retry {
-            Retry::After(wait) => Some(wait),
-            Retry::WhenOneEnds => Some(LOOK_AGAIN),
-            Retry::Never => None,
-        }
-    }
-
-    fn limit(&self) -> &'static str {
-        self.refused.limit.name()
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, which {} has", self.refused, self.whose)
-    }
 }
 
 impl<'a> Case<'a> {
@@ -298,6 +268,7 @@ impl<'a> Case<'a> {
         Ok(Outcome::finally(move |change| {
             settle_all(change, &unsettled)?;
             leave(change, &journal.accounts)?;
+            watch::spend(change, &answer.tenant, journal.calls.get(reported..).unwrap_or_default(), now)?;
             change.remove(&key);
             if let Some(keep) = keep.as_ref().filter(|_| is_fresh(&answer)) {
                 let cached = Cached { answer: answer.clone(), basis: keep.basis.clone() };
@@ -373,6 +344,7 @@ impl Ledger for Case<'_> {
     fn after(&mut self, call: &Call, said: Option<&Completion>) {
         let mut spent = Spent::of(call);
         if let Some(open) = self.journal.take_open(call.attempt) {
+            watch::estimate(call, open.input);
             spent.cost_usd = call.usage.cost(&open.price).0;
             self.unsettled.push((open, Some(call.clone())));
         }
@@ -426,159 +398,6 @@ impl Case<'_> {
     }
 }
 
-fn account(change: &Change<'_>, key: &str) -> Result<Account, StageError> {
-    Ok(load(change, key)?.unwrap_or_default())
-}
-
-/// Counts a question in all its accounts, or in none.
-fn admit(change: &mut Change<'_>, charged: &[Charged], now: i64) -> Result<Result<(), Refusal>, StageError> {
-    together(change, charged, |accounts| admit_all(accounts, now))
-}
-
-fn reserve(
-    change: &mut Change<'_>,
-    charged: &[Charged],
-    tokens: u64,
-    cost: NanoUsd,
-    now: i64,
-) -> Result<Result<Option<Reservation>, Refusal>, StageError> {
-    if charged.is_empty() {
-        return Ok(Ok(None));
-    }
-    let reserved = together(change, charged, |accounts| reserve_all(accounts, tokens, cost, now))?;
-    Ok(reserved.map(Some))
-}
-
-fn together<T>(
-    change: &mut Change<'_>,
-    charged: &[Charged],
-    with: impl FnOnce(&mut [(&mut Account, &weir_llm::Limits)]) -> Result<T, Refused>,
-) -> Result<Result<T, Refusal>, StageError> {
-    let mut accounts = Vec::with_capacity(charged.len());
-    for of in charged {
-        accounts.push(account(change, &of.key)?);
-    }
-    let mut pairs: Vec<_> = accounts.iter_mut().zip(charged.iter().map(|of| &of.limits)).collect();
-    let result = match with(&mut pairs) {
-        Ok(result) => result,
-        Err(refused) => {
-            let whose = charged.get(refused.account).map(|of| of.whose.clone()).unwrap_or_default();
-            return Ok(Err(Refusal { refused, whose }));
-        }
-    };
-    for (of, account) in charged.iter().zip(&accounts) {
-        change.put(&of.key, stored(account)?);
-    }
-    Ok(Ok(result))
-}
-
-/// A question is not under way any more.
-fn leave(change: &mut Change<'_>, accounts: &[String]) -> Result<(), StageError> {
-    for key in accounts {
-        let mut account = account(change, key)?;
-        account.leave();
-        change.put(key, stored(&account)?);
-    }
-    Ok(())
-}
-
-/// A call that has ended, or none when it never left, and what it was charged before.
-type Unsettled = (OpenCall, Option<Call>);
-
-/// Puts what calls used in place of what was reserved for them. Where the provider does not say what it used, and it may have
-/// used something, the reservation stands.
-fn settle_all(change: &mut Change<'_>, unsettled: &[Unsettled]) -> Result<(), StageError> {
-    for (open, call) in unsettled {
-        let usage = call.as_ref().map(|call| call.usage).unwrap_or_default();
-        let tokens = usage.input.saturating_add(usage.output);
-        if !usage.estimated || tokens == 0 {
-            settle(change, open, tokens, usage.charge(&open.price))?;
-        }
-    }
-    Ok(())
-}
-
-fn settle(change: &mut Change<'_>, open: &OpenCall, tokens: u64, cost: NanoUsd) -> Result<(), StageError> {
-    let Some(reservation) = &open.reservation else { return Ok(()) };
-    for key in &open.accounts {
-        let mut account = account(change, key)?;
-        account.settle(reservation, tokens, cost);
-        change.put(key, stored(&account)?);
-    }
-    Ok(())
-}
-
-/// Looks into a slot: none when this request is the first.
-fn join(change: &mut Change<'_>, key: &str, asked: &str, ask: &Ask<'_>) -> Result<Option<Found>, StageError> {
-    let mut slot = match load::<Slot>(change, key)? {
-        Some(slot) => slot,
-        None => Slot::led_by(ask, asked.to_owned()),
-    };
-    let found = slot.visit(ask, asked);
-    if matches!(found, Found::Leads | Found::Joined) {
-        change.put(key, stored(&slot)?);
-    }
-    Ok(Some(found).filter(|found| *found != Found::Leads))
-}
-
-/// Those who wait with a request that itself waits with another one from now on wait with that one, too.
-fn hand_over(change: &mut Change<'_>, leads: &[String], own: &str, to: &str) -> Result<(), StageError> {
-    let Some(mut joined) = load::<Slot>(change, to)? else { return Ok(()) };
-    for key in leads {
-        let Some(slot) = load::<Slot>(change, key)?.filter(|slot| slot.leader == own) else { continue };
-        joined.waiters.extend(slot.waiters);
-        joined.keys.push(key.clone());
-        let following = Slot { leader: joined.leader.clone(), waiters: Vec::new(), ..slot };
-        change.put(key, stored(&following)?);
-    }
-    change.put(to, stored(&joined)?);
-    Ok(())
-}
-
-/// Ends the slots that a request leads: those of idempotency keys keep the answer, for so many milliseconds, if it is one.
-/// Gives everybody who waited.
-fn close(
-    change: &mut Change<'_>,
-    leads: &[String],
-    own: &str,
-    keep: Option<(&Answer, i64)>,
-) -> Result<Vec<Waiter>, StageError> {
-    let mut waiters = Vec::new();
-    let mut keys: Vec<String> = leads.to_vec();
-    while let Some(key) = keys.pop() {
-        let Some(mut slot) = load::<Slot>(change, &key)?.filter(|slot| slot.leader == own) else { continue };
-        waiters.append(&mut slot.waiters);
-        keys.append(&mut slot.keys);
-        match keep.filter(|_| key.starts_with("key/")) {
-            Some((answer, window)) => {
-                slot.answer = Some(Box::new(answer.clone()));
-                let until = change.now().saturating_add(window);
-                change.put_until(&key, stored(&slot)?, until);
-            }
-            None => change.remove(&key),
-        }
-    }
-    Ok(waiters)
-}
-
-/// The answer of one request as that of another one that waited for it.
-fn shared(answer: &Answer, waiter: &Waiter, now: i64) -> Answer {
-    let late = waiter.deadline.is_some_and(|deadline| deadline <= now);
-    let answer = as_answer_of(answer, &waiter.request_id, waiter.asked_at);
-    if !late {
-        return answer;
-    }
-    let reason = "the deadline passed while it waited for another request to be answered";
-    Answer {
-        status: AnswerStatus::Expired,
-        reason: Some(reason.to_owned()),
-        text: String::new(),
-        text_hash: text_hash(""),
-        citations: Vec::new(),
-        ..answer
-    }
-}
-
 /// Whether a repeat of the request is to get it again.
 fn is_an_answer(status: AnswerStatus) -> bool {
     match status {
@@ -590,16 +409,4 @@ fn is_an_answer(status: AnswerStatus) -> bool {
 /// Whether it is what a model says of what was found.
 fn is_fresh(answer: &Answer) -> bool {
     answer.status == AnswerStatus::Complete && answer.provenance == Provenance::Fresh
-}
-
-/// The same answer, byte for byte, under another request's id.
-pub(crate) fn as_answer_of(answer: &Answer, request_id: &RequestId, asked_at: i64) -> Answer {
-    Answer {
-        request_id: request_id.clone(),
-        answered_with: Some(answer.answered_with.clone().unwrap_or_else(|| answer.request_id.clone())),
-        // Its pieces stream under the other's id.
-        attempt: 0,
-        asked_at,
-        ..answer.clone()
-    }
 }

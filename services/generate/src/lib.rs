@@ -4,6 +4,7 @@
 //! - [`Answering`] retrieves passages, has a model write an answer from them, and cites. Without a model the answer is made
 //!   of sentences of the documents, and says so.
 
+mod accounts;
 mod answering;
 mod ask;
 mod cache;
@@ -16,6 +17,7 @@ mod extract;
 pub mod journal;
 mod meaning;
 pub mod metric;
+mod modelled;
 mod prompt;
 mod recall;
 mod relevance;
@@ -24,6 +26,7 @@ mod route;
 mod slot;
 mod stream;
 mod tenants;
+mod watch;
 
 pub use answering::{Answering, Parts};
 pub use clock::Clock;

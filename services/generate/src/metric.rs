@@ -20,9 +20,17 @@ pub const CACHE: &str = "weir_generate_cache_total";
 pub const SHARED: &str = "weir_generate_shared_total";
 /// Searches that did not answer.
 pub const RETRIEVAL_FALLBACKS: &str = "weir_generate_retrieval_fallbacks_total";
+/// Alarms of spend.
+pub const SPEND_ANOMALIES: &str = "weir_generate_spend_anomalies_total";
+/// Alarms of prompts that became longer.
+pub const PROMPT_ANOMALIES: &str = "weir_generate_prompt_anomalies_total";
+/// Input tokens by the provider's count, as a share of what was reserved for them.
+pub const ESTIMATE_RATIO: &str = "weir_generate_estimate_ratio";
+/// From a model's last word to the commit that says so.
+pub const UNJOURNALED_SECONDS: &str = "weir_generate_unjournaled_seconds";
 
 /// The service's own.
-pub const METRICS: [MetricDef; 9] = [
+pub const METRICS: [MetricDef; 13] = [
     MetricDef {
         name: ANSWERS,
         kind: MetricKind::Counter,
@@ -79,6 +87,32 @@ pub const METRICS: [MetricDef; 9] = [
         kind: MetricKind::Counter,
         labels: &["to"],
         help: "Searches that did not answer in time: answered from the last result (cached), or without passages (none).",
+    },
+    MetricDef {
+        name: SPEND_ANOMALIES,
+        kind: MetricKind::Counter,
+        labels: &["tenant"],
+        help: "Times a tenant's spend of the last ten minutes was far above its baseline for that time of the day.",
+    },
+    MetricDef {
+        name: PROMPT_ANOMALIES,
+        kind: MetricKind::Counter,
+        labels: &["version"],
+        help: "Times the input tokens of a prompt version jumped against the version's own baseline.",
+    },
+    MetricDef {
+        name: ESTIMATE_RATIO,
+        kind: MetricKind::Histogram,
+        labels: &["provider"],
+        help: "Input tokens by the provider's count, as a share of what was reserved for them; above 1 the estimate is too \
+               low (llm.providers.<name>.estimate).",
+    },
+    MetricDef {
+        name: UNJOURNALED_SECONDS,
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Seconds from a model's last word to the commit that says so: an owner that is lost in between makes the call \
+               again, under the same idempotency key.",
     },
 ];
 

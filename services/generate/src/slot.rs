@@ -3,9 +3,12 @@
 //! all of them, success or failure.
 
 use serde::{Deserialize, Serialize};
-use weir_contracts::{Answer, Question, RequestId, length_prefixed_hash};
+use weir_contracts::{Answer, AnswerStatus, Question, RequestId, length_prefixed_hash};
+use weir_stage::{Change, StageError};
 
 use crate::ask::Ask;
+use crate::draft::text_hash;
+use crate::journal::{load, stored};
 
 /// Requests that may wait for one answer.
 const MAX_WAITERS: usize = 2_000;
@@ -113,4 +116,92 @@ pub(crate) fn fingerprint(question: &Question, text: &str, version: &str) -> Str
         top_k.as_ref().map_or(&[], |bytes| bytes.as_slice()),
     ];
     hex::encode(length_prefixed_hash(&parts))
+}
+
+/// Looks into a slot: none when this request is the first.
+pub(crate) fn join(
+    change: &mut Change<'_>,
+    key: &str,
+    asked: &str,
+    ask: &Ask<'_>,
+) -> Result<Option<Found>, StageError> {
+    let mut slot = match load::<Slot>(change, key)? {
+        Some(slot) => slot,
+        None => Slot::led_by(ask, asked.to_owned()),
+    };
+    let found = slot.visit(ask, asked);
+    if matches!(found, Found::Leads | Found::Joined) {
+        change.put(key, stored(&slot)?);
+    }
+    Ok(Some(found).filter(|found| *found != Found::Leads))
+}
+
+/// Those who wait with a request that itself waits with another one from now on wait with that one, too.
+pub(crate) fn hand_over(change: &mut Change<'_>, leads: &[String], own: &str, to: &str) -> Result<(), StageError> {
+    let Some(mut joined) = load::<Slot>(change, to)? else { return Ok(()) };
+    for key in leads {
+        let Some(slot) = load::<Slot>(change, key)?.filter(|slot| slot.leader == own) else { continue };
+        joined.waiters.extend(slot.waiters);
+        joined.keys.push(key.clone());
+        let following = Slot { leader: joined.leader.clone(), waiters: Vec::new(), ..slot };
+        change.put(key, stored(&following)?);
+    }
+    change.put(to, stored(&joined)?);
+    Ok(())
+}
+
+/// Ends the slots that a request leads: those of idempotency keys keep the answer, for so many milliseconds, if it is one.
+/// Gives everybody who waited.
+pub(crate) fn close(
+    change: &mut Change<'_>,
+    leads: &[String],
+    own: &str,
+    keep: Option<(&Answer, i64)>,
+) -> Result<Vec<Waiter>, StageError> {
+    let mut waiters = Vec::new();
+    let mut keys: Vec<String> = leads.to_vec();
+    while let Some(key) = keys.pop() {
+        let Some(mut slot) = load::<Slot>(change, &key)?.filter(|slot| slot.leader == own) else { continue };
+        waiters.append(&mut slot.waiters);
+        keys.append(&mut slot.keys);
+        match keep.filter(|_| key.starts_with("key/")) {
+            Some((answer, window)) => {
+                slot.answer = Some(Box::new(answer.clone()));
+                let until = change.now().saturating_add(window);
+                change.put_until(&key, stored(&slot)?, until);
+            }
+            None => change.remove(&key),
+        }
+    }
+    Ok(waiters)
+}
+
+/// The answer of one request as that of another one that waited for it.
+pub(crate) fn shared(answer: &Answer, waiter: &Waiter, now: i64) -> Answer {
+    let late = waiter.deadline.is_some_and(|deadline| deadline <= now);
+    let answer = as_answer_of(answer, &waiter.request_id, waiter.asked_at);
+    if !late {
+        return answer;
+    }
+    let reason = "the deadline passed while it waited for another request to be answered";
+    Answer {
+        status: AnswerStatus::Expired,
+        reason: Some(reason.to_owned()),
+        text: String::new(),
+        text_hash: text_hash(""),
+        citations: Vec::new(),
+        ..answer
+    }
+}
+
+/// The same answer, byte for byte, under another request's id.
+pub(crate) fn as_answer_of(answer: &Answer, request_id: &RequestId, asked_at: i64) -> Answer {
+    Answer {
+        request_id: request_id.clone(),
+        answered_with: Some(answer.answered_with.clone().unwrap_or_else(|| answer.request_id.clone())),
+        // Its pieces stream under the other's id.
+        attempt: 0,
+        asked_at,
+        ..answer.clone()
+    }
 }

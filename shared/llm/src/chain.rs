@@ -252,6 +252,10 @@ fn exhausted(question: Question<'_>, partial: Option<Partial>, request: &ChatReq
     let ((provider, error), errors) = question.into_errors();
     let providers = errors.into_iter().map(|(provider, error)| Unanswered { provider, error }).collect();
     let exhausted = Exhausted { provider, error, providers, partial };
+    // Nobody was asked, on purpose; who held it back says why.
+    if matches!(exhausted.error, CallError::Withheld { .. }) {
+        return exhausted;
+    }
     counter!(metric::EXHAUSTED, "reason" => exhausted.error.class()).increment(1);
     warn!(
         tenant = request.tenant.as_deref(),
