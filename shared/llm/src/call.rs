@@ -41,7 +41,7 @@ pub(crate) struct Running<'a> {
     attempt: i32,
     began: Instant,
     end: End,
-    /// Bytes of text so far.
+    /// Bytes of text and tool calls so far.
     heard: Arc<AtomicUsize>,
     ended: bool,
     _in_flight: InFlight,
@@ -57,6 +57,11 @@ impl Deltas for Counted<'_> {
     fn delta(&mut self, attempt: i32, text: &str) {
         self.bytes.fetch_add(text.len(), Ordering::Relaxed);
         self.inner.delta(attempt, text);
+    }
+
+    fn tool_call_piece(&mut self, attempt: i32, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.inner.tool_call_piece(attempt, bytes);
     }
 }
 

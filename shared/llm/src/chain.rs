@@ -21,6 +21,7 @@ use crate::metric;
 use crate::question::{Next, Question};
 use crate::retry::RetryConfig;
 use crate::timeouts::{End, TimeoutConfig};
+use crate::tool_call::ToolCall;
 
 /// The chain can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,8 @@ pub struct Reply {
     pub text: String,
     /// Why it ends.
     pub finish: Finish,
+    /// What it calls, whole and in order.
+    pub tool_calls: Vec<ToolCall>,
     /// From the start of the chain to the first piece of this answer.
     pub first_token: Duration,
     /// The call that gave it.
@@ -216,7 +219,8 @@ impl Chain {
             match result {
                 Ok(completion) => {
                     let first_token = now.duration_since(began) + completion.first_token;
-                    let reply = Reply { text: completion.text, finish: completion.finish, first_token, call };
+                    let Completion { text, finish, tool_calls, .. } = completion;
+                    let reply = Reply { text, finish, tool_calls, first_token, call };
                     return Run { reply: Ok(reply), calls };
                 }
                 Err(failed) => {

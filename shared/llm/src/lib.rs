@@ -29,6 +29,7 @@ mod sse;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod timeouts;
+mod tool_call;
 mod window;
 mod wire;
 
@@ -46,4 +47,5 @@ pub use pricing::{TokenUsage, Usd, estimate_tokens};
 pub use retry::RetryConfig;
 pub use retry_budget::RetryBudgetConfig;
 pub use timeouts::TimeoutConfig;
+pub use tool_call::{MAX_ARGUMENTS_BYTES, MAX_TOOL_CALLS, ToolCall, ToolSpec};
 pub use wire::{Message, Role};

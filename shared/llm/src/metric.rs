@@ -51,7 +51,7 @@ pub const METRICS: &[MetricDef] = &[
         name: FIRST_TOKEN_SECONDS,
         kind: MetricKind::Histogram,
         labels: &["provider", "model"],
-        help: "Seconds from sending a request to the first piece of text.",
+        help: "Seconds from sending a request to the first piece of text or of a tool call.",
     },
     MetricDef {
         name: TOKENS,
