@@ -30,6 +30,7 @@ mod sse;
 pub mod testing;
 mod timeouts;
 mod tool_call;
+pub mod tools;
 mod window;
 mod wire;
 
