@@ -5,6 +5,7 @@
 //! TLS needs a process-wide provider of cryptography: `main` installs `rustls`' ring provider before the first
 //! [`Chain`] is made.
 
+mod agent;
 mod breaker;
 mod budget;
 mod call;
@@ -34,6 +35,7 @@ pub mod tools;
 mod window;
 mod wire;
 
+pub use agent::{AgentConfig, Bounds, InvalidAgent, Stop, ToolStep};
 pub use breaker::BreakerConfig;
 pub use budget::{Account, LimitKind, Limits, Refused, Reservation, Retry, Used, admit_all, reserve_all};
 pub use call::Call;
