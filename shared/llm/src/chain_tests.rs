@@ -7,10 +7,11 @@ use futures::future::{BoxFuture, join_all, pending};
 use tokio::time::{sleep, timeout_at};
 
 use super::*;
-use crate::client::{Ask, Discard};
+use crate::client::{Ask, Completion, Discard, Failed};
 use crate::pricing::TokenUsage;
 use crate::recorder::Metrics;
-use crate::{BreakerConfig, Message, PriceConfig, RetryBudgetConfig};
+use crate::timeouts::End;
+use crate::{BreakerConfig, Message, PriceConfig, RetryBudgetConfig, metric};
 
 const SECOND: Duration = Duration::from_secs(1);
 

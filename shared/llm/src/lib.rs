@@ -6,6 +6,7 @@
 //! [`Chain`] is made.
 
 mod agent;
+mod asking;
 mod breaker;
 mod budget;
 mod call;
@@ -15,12 +16,14 @@ mod config;
 mod error;
 mod estimate;
 mod gate;
+mod hedging;
 mod ledger;
 mod link;
 pub mod metric;
 mod money;
 mod pricing;
 mod question;
+mod race;
 #[cfg(test)]
 mod recorder;
 mod retry;
@@ -44,6 +47,7 @@ pub use client::{ChatRequest, Completion, Deltas, Discard, Finish};
 pub use config::{InvalidConfig, LlmConfig, PriceConfig, ProviderConfig};
 pub use error::{CallError, Recovery, Step};
 pub use estimate::EstimateConfig;
+pub use hedging::HedgingConfig;
 pub use ledger::{Ledger, Planned, Unaccounted, Withheld};
 pub use money::NanoUsd;
 pub use pricing::{TokenUsage, Usd, estimate_tokens};

@@ -8,6 +8,7 @@ use crate::client::{Ask, ChatRequest};
 use crate::config::{LlmConfig, PriceConfig};
 use crate::error::CallError;
 use crate::gate::Gate;
+use crate::hedging::FirstTokens;
 use crate::ledger::Planned;
 use crate::metric;
 use crate::retry_budget::RetryBudget;
@@ -21,6 +22,7 @@ pub(crate) struct Link {
     pub(crate) provider: Box<dyn Ask>,
     pub(crate) breaker: Breaker,
     pub(crate) gate: Gate,
+    pub(crate) first_tokens: FirstTokens,
     budget: RetryBudget,
 }
 
@@ -40,6 +42,7 @@ impl Link {
             provider,
             breaker: Breaker::new(name, model, config.breaker, now),
             gate: Gate::new(config.retries.max_pause()),
+            first_tokens: FirstTokens::default(),
             budget: RetryBudget::new(config.retry_budget, now),
         }
     }
@@ -82,6 +85,12 @@ impl Link {
             input_tokens: request.estimated_tokens(),
             output_tokens: request.max_tokens.into(),
         }
+    }
+
+    /// Notes what came of a call that was made beside a slow one.
+    pub(crate) fn note_hedge(&self, outcome: &'static str) {
+        let [provider, model] = self.labels();
+        counter!(metric::HEDGES, &[provider, model, ("outcome", outcome.to_owned())]).increment(1);
     }
 
     /// Notes that a call begins: the first of a question, or one that repeats another because of its error.
