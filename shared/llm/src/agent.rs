@@ -30,7 +30,8 @@ pub struct AgentConfig {
     pub max_turns: u32,
     /// Tool calls over all turns, at most, 0 to 256; those that are answered from memory count.
     pub max_tool_calls: u32,
-    /// Tokens that the model may write in a turn, at least 1 and not above `max_total_tokens`.
+    /// Tokens that the model may write in a turn, at least 1 and not above `max_total_tokens`: the `max_tokens` of each
+    /// request.
     pub max_tokens_per_turn: u32,
     /// Tokens sent and received over all turns, at most.
     pub max_total_tokens: u64,
@@ -99,14 +100,6 @@ pub enum Stop {
         /// How many it may have.
         most: u32,
     },
-    /// `max_tokens_per_turn`.
-    #[error("an answer of {wanted} tokens was asked for, and a turn may have {most}")]
-    TokensPerTurn {
-        /// What was asked for.
-        wanted: u64,
-        /// What there may be.
-        most: u32,
-    },
     /// `max_total_tokens`.
     #[error("the next call may take {next} tokens, and {used} of {most} are used")]
     Tokens {
@@ -147,7 +140,7 @@ impl Stop {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Turns { .. } => "turns",
-            Self::TokensPerTurn { .. } | Self::Tokens { .. } => "tokens",
+            Self::Tokens { .. } => "tokens",
             Self::Cost { .. } => "cost",
             Self::ToolCalls { .. } => "tool-calls",
             Self::Loop { .. } => "loop",
@@ -271,9 +264,6 @@ impl Bounds {
     /// # Errors
     /// When it may not.
     pub fn before_another_call(&mut self, most: &TokenUsage, cost: NanoUsd) -> Result<(), Stop> {
-        if most.output > self.config.max_tokens_per_turn.into() {
-            return Err(Stop::TokensPerTurn { wanted: most.output, most: self.config.max_tokens_per_turn });
-        }
         let next = Charge { tokens: most.input.saturating_add(most.output), cost };
         let used = self.charged.plus(self.reserved);
         let together = used.plus(next);

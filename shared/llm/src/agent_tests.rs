@@ -57,16 +57,10 @@ fn a_call_that_could_exceed_the_tokens_is_stopped_before_it_leaves() {
     assert_eq!(bounds.tokens(), 500);
     // What the tools returned makes the next call too large.
     let stop = bounds.clone().before_turn(&tokens(1_001, 500), NanoUsd::ZERO).unwrap_err();
-    assert_eq!(stop, Stop::Tokens { used: 500, next: 1_501, most: 2_000 });
+    assert_eq!((stop.reason(), &stop), ("tokens", &Stop::Tokens { used: 500, next: 1_501, most: 2_000 }));
     assert_eq!(stop.to_string(), "the next call may take 1501 tokens, and 500 of 2000 are used");
     bounds.before_turn(&tokens(1_000, 500), NanoUsd::ZERO).unwrap();
     assert_eq!(bounds.tokens(), 2_000);
-}
-
-#[test]
-fn an_answer_longer_than_a_turn_may_have_is_not_asked_for() {
-    let stop = bounds(AgentConfig::default()).before_turn(&tokens(1, 1_025), NanoUsd::ZERO).unwrap_err();
-    assert_eq!((stop.reason(), &stop), ("tokens", &Stop::TokensPerTurn { wanted: 1_025, most: 1_024 }));
 }
 
 #[test]
