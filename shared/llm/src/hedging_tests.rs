@@ -261,6 +261,18 @@ async fn who_begins_in_the_meantime_wins_and_the_second_is_cancelled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_two_that_begin_at_the_same_moment_only_one_is_heard() {
+    let (a, b) = (Script::new("a", usual()), Script::new("b", answers(100, 450)));
+    let chain = warm(&enabled(), &[&a, &b]).await;
+    a.next(answers(300, 400));
+    let mut heard = Heard::default();
+    let run = chain.ask(&request(), 1, &mut heard).await;
+    assert_eq!(who(&run), [("a", 1, "ok"), ("b", 2, "cancelled")]);
+    assert_eq!(run.calls[1].usage.output, 2, "what was said counts, heard or not");
+    assert_eq!(heard.0, BTreeMap::from([(1, "a begins and ends".to_owned())]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_call_that_fails_does_not_hurt_the_first() {
     for error in [
         CallError::Server { status: 503 },
