@@ -56,6 +56,7 @@ impl<R: Retrieve> Answering<R> {
             idempotency_key: Some(self.call_key(ask)),
             tenant: Some(ask.question.tenant.to_string()),
             prompt_version: Some(ask.version.to_owned()),
+            tools: Vec::new(),
         };
         let calling = Instant::now();
         let mut streamer = Streamer::start(Arc::clone(&self.parts.tokens), ask.origin());

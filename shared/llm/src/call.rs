@@ -8,7 +8,7 @@ use metrics::{counter, gauge, histogram};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::client::{ChatRequest, Completion, Deltas, Failed};
+use crate::client::{ChatRequest, Completion, Failed};
 use crate::error::CallError;
 use crate::link::Link;
 use crate::metric::{self, InFlight};
@@ -24,9 +24,9 @@ pub struct Call {
     pub model: String,
     /// Which attempt of the question it was, from 1.
     pub attempt: i32,
-    /// `ok`, or the class of the error.
+    /// `ok`, the class of the error, or `cancelled` when another call of the question was quicker.
     pub status: &'static str,
-    /// Tokens; of a failed call what it may have cost, estimated.
+    /// Tokens; of a call that failed or was cancelled what it may have cost, estimated.
     pub usage: TokenUsage,
     /// By the configured prices.
     pub cost: Usd,
@@ -41,23 +41,10 @@ pub(crate) struct Running<'a> {
     attempt: i32,
     began: Instant,
     end: End,
-    /// Bytes of text so far.
+    /// Bytes of text and tool calls so far.
     heard: Arc<AtomicUsize>,
     ended: bool,
     _in_flight: InFlight,
-}
-
-/// Counts the bytes that pass.
-pub(crate) struct Counted<'a> {
-    inner: &'a mut dyn Deltas,
-    bytes: Arc<AtomicUsize>,
-}
-
-impl Deltas for Counted<'_> {
-    fn delta(&mut self, attempt: i32, text: &str) {
-        self.bytes.fetch_add(text.len(), Ordering::Relaxed);
-        self.inner.delta(attempt, text);
-    }
 }
 
 impl<'a> Running<'a> {
@@ -67,9 +54,9 @@ impl<'a> Running<'a> {
         Self { link, request, attempt, began: now, end, heard, ended: false, _in_flight: in_flight }
     }
 
-    /// Where the pieces go, counted on their way.
-    pub(crate) fn counted<'d>(&self, deltas: &'d mut dyn Deltas) -> Counted<'d> {
-        Counted { inner: deltas, bytes: Arc::clone(&self.heard) }
+    /// Where the bytes that it says are added up.
+    pub(crate) fn heard(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.heard)
     }
 
     /// The call has ended with this.
@@ -87,6 +74,24 @@ impl<'a> Running<'a> {
             }
             Err(failed) => self.note(&call, Some(&failed.error)),
         }
+        call
+    }
+
+    /// The call is not wanted any more.
+    pub(crate) fn cancel(mut self) -> Call {
+        self.ended = true;
+        self.note_cancelled()
+    }
+
+    fn note_cancelled(&self) -> Call {
+        let usage = TokenUsage {
+            input: self.request.estimated_tokens(),
+            cached: 0,
+            output: estimate_tokens_of(self.heard.load(Ordering::Relaxed)),
+            estimated: true,
+        };
+        let call = self.call("cancelled", usage);
+        self.note(&call, None);
         call
     }
 
@@ -152,16 +157,9 @@ impl<'a> Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if self.ended {
-            return;
+        if !self.ended {
+            self.note_cancelled();
         }
-        let usage = TokenUsage {
-            input: self.request.estimated_tokens(),
-            cached: 0,
-            output: estimate_tokens_of(self.heard.load(Ordering::Relaxed)),
-            estimated: true,
-        };
-        self.note(&self.call("cancelled", usage), None);
     }
 }
 

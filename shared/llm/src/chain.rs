@@ -4,23 +4,21 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use metrics::counter;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::time::{Instant, sleep_until};
-use tracing::warn;
+use tokio::time::Instant;
 
-use crate::breaker::Outcome;
-use crate::call::{Call, Running};
-use crate::client::{ChatRequest, Completion, Deltas, Failed, Finish, Provider};
+use crate::asking::Asking;
+use crate::call::Call;
+use crate::client::{ChatRequest, Deltas, Finish, Provider};
 use crate::config::{InvalidConfig, LlmConfig};
 use crate::error::{CallError, Step};
-use crate::ledger::{Ledger, Unaccounted, Withheld};
+use crate::hedging::Hedging;
+use crate::ledger::{Ledger, Unaccounted};
 use crate::link::Link;
-use crate::metric;
-use crate::question::{Next, Question};
 use crate::retry::RetryConfig;
-use crate::timeouts::{End, TimeoutConfig};
+use crate::timeouts::TimeoutConfig;
+use crate::tool_call::ToolCall;
 
 /// The chain can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +43,8 @@ pub struct Reply {
     pub text: String,
     /// Why it ends.
     pub finish: Finish,
+    /// What it calls, whole and in order.
+    pub tool_calls: Vec<ToolCall>,
     /// From the start of the chain to the first piece of this answer.
     pub first_token: Duration,
     /// The call that gave it.
@@ -113,17 +113,18 @@ impl Exhausted {
 pub struct Run {
     /// The answer.
     pub reply: Result<Reply, Exhausted>,
-    /// Every call that was made, in order.
+    /// Every call that was made, in the order in which they left.
     pub calls: Vec<Call>,
 }
 
 /// Providers in the order they are tried. Clones share breakers, gates and budgets: a process has one chain.
 #[derive(Debug, Clone)]
 pub struct Chain {
-    links: Arc<[Link]>,
-    timeouts: TimeoutConfig,
-    retries: RetryConfig,
-    random: Arc<Mutex<StdRng>>,
+    pub(crate) links: Arc<[Link]>,
+    pub(crate) timeouts: TimeoutConfig,
+    pub(crate) retries: RetryConfig,
+    pub(crate) hedging: Arc<Hedging>,
+    pub(crate) random: Arc<Mutex<StdRng>>,
 }
 
 impl Chain {
@@ -145,9 +146,10 @@ impl Chain {
         Ok((!links.is_empty()).then(|| Self::of(links, config)))
     }
 
-    fn of(links: Vec<Link>, config: &LlmConfig) -> Self {
+    pub(crate) fn of(links: Vec<Link>, config: &LlmConfig) -> Self {
+        let (links, hedging) = (links.into(), Arc::new(Hedging::new(config.hedging)));
         let random = Arc::new(Mutex::new(StdRng::from_os_rng()));
-        Self { links: links.into(), timeouts: config.timeouts, retries: config.retries, random }
+        Self { links, timeouts: config.timeouts, retries: config.retries, hedging, random }
     }
 
     /// Draws its waits from this seed, so that a run can be repeated.
@@ -171,7 +173,8 @@ impl Chain {
 
     /// Asks the providers until one gives a complete answer, none is left, or the step or the deadline ends. What may
     /// pass is tried again with the same provider, then the next one is asked; a request that is at fault itself, or
-    /// that a model refuses, is put to no other. Attempts count from `first_attempt`, one a call.
+    /// that a model refuses, is put to no other. Attempts count from `first_attempt`, one a call. With hedging, a second
+    /// provider may be asked beside one that does not begin to answer; pieces come only from the one that begins first.
     pub async fn ask(&self, request: &ChatRequest, first_attempt: i32, deltas: &mut dyn Deltas) -> Run {
         self.ask_with_ledger(request, first_attempt, deltas, &mut Unaccounted).await
     }
@@ -184,87 +187,8 @@ impl Chain {
         deltas: &mut dyn Deltas,
         ledger: &mut dyn Ledger,
     ) -> Run {
-        let began = Instant::now();
-        let end = End::of(began, &self.timeouts, request.deadline);
-        let mut question = Question::new(&self.links, &self.retries, &self.random, began, end);
-        let mut calls: Vec<Call> = Vec::new();
-        let mut partial = None;
-        let mut attempt = first_attempt;
-        loop {
-            let now = Instant::now();
-            let (at, permit) = match question.next(now) {
-                Next::Call(at, permit) => (at, permit),
-                Next::Wait(until) => {
-                    sleep_until(until).await;
-                    continue;
-                }
-                Next::GiveUp => break,
-            };
-            let Some(link) = self.links.get(at) else { break };
-            let planned = link.plan(request, attempt);
-            if let Err(Withheld(reason)) = ledger.before(&planned).await {
-                question.failed(at, &CallError::Withheld { reason }, Instant::now());
-                continue;
-            }
-            let now = Instant::now();
-            if !permit.is_current() {
-                ledger.withdrawn(&planned);
-                if let Err(open) = link.check(now, now) {
-                    question.failed(at, &open, now);
-                }
-                continue;
-            }
-            let running = Running::start(link, request, attempt, end, now);
-            let result = link.provider.ask(request, attempt, end, &mut running.counted(deltas)).await;
-            let call = running.end(&result);
-            permit.report(outcome(&result), call.latency, Instant::now());
-            ledger.after(&call, result.as_ref().ok());
-            calls.push(call.clone());
-            match result {
-                Ok(completion) => {
-                    let first_token = now.duration_since(began) + completion.first_token;
-                    let reply = Reply { text: completion.text, finish: completion.finish, first_token, call };
-                    return Run { reply: Ok(reply), calls };
-                }
-                Err(failed) => {
-                    question.failed(at, &failed.error, Instant::now());
-                    if !failed.partial.is_empty() {
-                        let Call { provider, model, .. } = call;
-                        partial = Some(Partial { provider, model, attempt, text: failed.partial });
-                    }
-                }
-            }
-            attempt = attempt.saturating_add(1);
-        }
-        Run { reply: Err(exhausted(question, partial, request)), calls }
+        Asking::new(self, request, first_attempt, ledger).run(deltas).await
     }
-}
-
-fn outcome(result: &Result<Completion, Failed>) -> Outcome {
-    match result {
-        Ok(_) => Outcome::Success,
-        Err(failed) if failed.error.blames_provider() => Outcome::Failure,
-        Err(_) => Outcome::Ignored,
-    }
-}
-
-fn exhausted(question: Question<'_>, partial: Option<Partial>, request: &ChatRequest) -> Exhausted {
-    let ((provider, error), errors) = question.into_errors();
-    let providers = errors.into_iter().map(|(provider, error)| Unanswered { provider, error }).collect();
-    let exhausted = Exhausted { provider, error, providers, partial };
-    // Nobody was asked, on purpose; who held it back says why.
-    if matches!(exhausted.error, CallError::Withheld { .. }) {
-        return exhausted;
-    }
-    counter!(metric::EXHAUSTED, "reason" => exhausted.error.class()).increment(1);
-    warn!(
-        tenant = request.tenant.as_deref(),
-        prompt_version = request.prompt_version.as_deref(),
-        reason = exhausted.error.class(),
-        error = %exhausted,
-        "question not answered"
-    );
-    exhausted
 }
 
 #[cfg(test)]

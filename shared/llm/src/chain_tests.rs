@@ -7,10 +7,11 @@ use futures::future::{BoxFuture, join_all, pending};
 use tokio::time::{sleep, timeout_at};
 
 use super::*;
-use crate::client::{Ask, Discard};
+use crate::client::{Ask, Completion, Discard, Failed};
 use crate::pricing::TokenUsage;
 use crate::recorder::Metrics;
-use crate::{BreakerConfig, Message, PriceConfig, RetryBudgetConfig};
+use crate::timeouts::End;
+use crate::{BreakerConfig, Message, PriceConfig, ProviderConfig, RetryBudgetConfig, metric};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -63,7 +64,8 @@ impl Ask for Arc<Script> {
             let error = match says.unwrap_or_else(|| self.then.lock().unwrap().clone()) {
                 Says::Answer => {
                     let usage = TokenUsage { input: 2, output: 3, ..TokenUsage::default() };
-                    return Ok(Completion { text: "yes".into(), finish: Finish::Stop, usage, first_token: SECOND });
+                    let (text, finish, tool_calls) = ("yes".into(), Finish::Stop, Vec::new());
+                    return Ok(Completion { text, finish, tool_calls, usage, first_token: SECOND });
                 }
                 Says::Fails(error) => error,
                 Says::Hangs => {
@@ -90,11 +92,9 @@ fn request() -> ChatRequest {
     ChatRequest {
         messages: vec![Message::user("when was the mill built")],
         max_tokens: 64,
-        temperature: 0.0,
-        deadline: None,
-        idempotency_key: None,
         tenant: Some("acme".into()),
         prompt_version: Some("v1".into()),
+        ..ChatRequest::default()
     }
 }
 

@@ -11,10 +11,11 @@ use tokio::time::Instant;
 
 use crate::config::ProviderConfig;
 use crate::error::{CallError, Step};
-use crate::pricing::{TokenUsage, estimate_tokens};
+use crate::pricing::{TokenUsage, estimate_tokens_of};
 use crate::sse::Events;
 use crate::timeouts::{End, Limits, TimeoutConfig};
-use crate::wire::{self, Message, Said};
+use crate::tool_call::{Calls, ToolCall, ToolSpec};
+use crate::wire::{self, Message, Said, tool_to_wire};
 
 /// An answer ends here even if the model goes on; it must fit a record.
 const MAX_ANSWER_BYTES: usize = 256 << 10;
@@ -27,10 +28,12 @@ const MAX_BYTES_PER_TOKEN: usize = 32;
 const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// What to ask.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatRequest {
     /// The conversation.
     pub messages: Vec<Message>,
+    /// What the model may call instead of answering; nothing when empty.
+    pub tools: Vec<ToolSpec>,
     /// Most tokens the answer may have.
     pub max_tokens: u32,
     /// 0 for the likeliest answer; rises with variety.
@@ -46,15 +49,20 @@ pub struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Estimated tokens of the messages.
+    /// Estimated tokens of the messages and the tools.
     #[must_use]
     pub fn estimated_tokens(&self) -> u64 {
-        self.messages.iter().map(|message| estimate_tokens(&message.content)).sum()
+        self.sizes().map(estimate_tokens_of).sum()
     }
 
-    /// Bytes of the messages.
+    /// Bytes of the messages and the tools.
     pub(crate) fn bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.content.len()).sum()
+        self.sizes().sum()
+    }
+
+    fn sizes(&self) -> impl Iterator<Item = usize> {
+        let tools = self.tools.iter().map(|tool| tool_to_wire(tool).to_string().len());
+        self.messages.iter().map(Message::bytes).chain(tools)
     }
 }
 
@@ -63,8 +71,10 @@ impl ChatRequest {
 pub enum Finish {
     /// It was done.
     Stop,
-    /// It reached the limit of tokens (or of bytes).
+    /// It reached the limit of tokens (or of bytes). What it had begun to call is not given out.
     Length,
+    /// It waits for the results of its tool calls; there is at least one.
+    ToolCalls,
 }
 
 /// A complete answer.
@@ -74,9 +84,11 @@ pub struct Completion {
     pub text: String,
     /// Why it ends.
     pub finish: Finish,
+    /// What it calls, whole and in order; at most [`MAX_TOOL_CALLS`](crate::MAX_TOOL_CALLS).
+    pub tool_calls: Vec<ToolCall>,
     /// Tokens.
     pub usage: TokenUsage,
-    /// From sending the request to the first piece of text.
+    /// From sending the request to the first piece, of text or of a tool call.
     pub first_token: Duration,
 }
 
@@ -84,6 +96,12 @@ pub struct Completion {
 pub trait Deltas: Send {
     /// A piece of the answer of this attempt. Attempts count from 1; a new attempt starts the text again.
     fn delta(&mut self, attempt: i32, text: &str);
+
+    /// A piece of a tool call of this attempt, so many bytes long. Its content comes with the whole answer: a call that
+    /// breaks off must not be made.
+    fn tool_call_piece(&mut self, attempt: i32, bytes: usize) {
+        let _ = (attempt, bytes);
+    }
 }
 
 /// Pieces are not wanted.
@@ -130,7 +148,9 @@ struct Heard {
     max_pieces: usize,
     pieces: usize,
     text: String,
-    finish: Option<Finish>,
+    calls: Calls,
+    /// The reason it ends, in the provider's word.
+    finish: Option<String>,
     usage: Option<TokenUsage>,
     first_token: Option<Duration>,
 }
@@ -158,19 +178,19 @@ impl Provider {
         let limits = Limits { began: Instant::now(), timeouts: &self.timeouts, end };
         let result = self.exchange(request, attempt, &limits, &mut heard, deltas).await;
         let usage = heard.usage.unwrap_or_else(|| heard.estimate(request));
-        match (result, heard.finish) {
-            (Ok(()), Some(finish)) => Ok(Completion {
-                text: heard.text,
-                finish,
-                usage,
-                first_token: heard.first_token.unwrap_or_else(|| limits.began.elapsed()),
-            }),
-            (Ok(()), None) => {
-                Err(Failed { error: CallError::Broken { bytes: heard.text.len() }, partial: heard.text, usage })
+        let Heard { text, calls, finish, first_token, .. } = heard;
+        let ended = result.and_then(|()| match finish {
+            Some(reason) => calls.finish(&reason),
+            None => Err(CallError::Broken { bytes: text.len() }),
+        });
+        match ended {
+            Ok((finish, tool_calls)) => {
+                let first_token = first_token.unwrap_or_else(|| limits.began.elapsed());
+                Ok(Completion { text, finish, tool_calls, usage, first_token })
             }
-            (Err(error), _) => {
+            Err(error) => {
                 let usage = if error.may_have_cost() { usage } else { TokenUsage::default() };
-                Err(Failed { error, partial: heard.text, usage })
+                Err(Failed { error, partial: text, usage })
             }
         }
     }
@@ -188,7 +208,7 @@ impl Provider {
         if !self.config.stream {
             let whole = limits.within(Step::Inference, limits.inference(), read_all(body)).await??;
             let said = wire::read(&whole)?;
-            heard.take(said, limits.began, attempt, deltas);
+            heard.take(said, limits.began, attempt, deltas)?;
             return Ok(());
         }
         let mut events = Events::default();
@@ -211,10 +231,10 @@ impl Provider {
                     return Ok(());
                 }
                 let said = wire::read(event.as_bytes())?;
-                if !said.text.is_empty() {
+                if !said.text.is_empty() || !said.tool_calls.is_empty() {
                     last = Instant::now();
                 }
-                if !heard.take(said, limits.began, attempt, deltas) {
+                if !heard.take(said, limits.began, attempt, deltas)? {
                     return Ok(());
                 }
             }
@@ -271,31 +291,49 @@ impl Heard {
         } else {
             (MAX_ANSWER_BYTES, usize::MAX)
         };
-        let (text, finish, usage, first_token) = (String::new(), None, None, None);
-        Self { max_bytes, max_pieces, pieces: 0, text, finish, usage, first_token }
+        Self {
+            max_bytes,
+            max_pieces,
+            pieces: 0,
+            text: String::new(),
+            calls: Calls::default(),
+            finish: None,
+            usage: None,
+            first_token: None,
+        }
     }
 
     /// Whether there was room for all of it.
-    fn take(&mut self, said: Said, began: Instant, attempt: i32, deltas: &mut dyn Deltas) -> bool {
+    fn take(&mut self, said: Said, began: Instant, attempt: i32, deltas: &mut dyn Deltas) -> Result<bool, CallError> {
         let left = if self.pieces < self.max_pieces { self.max_bytes.saturating_sub(self.text.len()) } else { 0 };
         let text = said.text.get(..said.text.floor_char_boundary(left)).unwrap_or_default();
-        let whole = text.len() == said.text.len();
+        let mut whole = text.len() == said.text.len();
         if !text.is_empty() {
             self.first_token.get_or_insert_with(|| began.elapsed());
             deltas.delta(attempt, text);
             self.text.push_str(text);
             self.pieces += 1;
         }
-        if let Some(reason) = said.finish {
-            self.finish = Some(if reason == "length" { Finish::Length } else { Finish::Stop });
+        for piece in said.tool_calls {
+            if self.pieces >= self.max_pieces {
+                whole = false;
+                break;
+            }
+            self.first_token.get_or_insert_with(|| began.elapsed());
+            deltas.tool_call_piece(attempt, piece.bytes());
+            self.calls.take(piece)?;
+            self.pieces += 1;
+        }
+        if said.finish.is_some() {
+            self.finish = said.finish;
         }
         if !whole {
-            self.finish = Some(Finish::Length);
+            self.finish = Some("length".into());
         }
         if let Some(usage) = said.usage {
             self.usage = Some(usage);
         }
-        whole
+        Ok(whole)
     }
 
     /// What it may have cost, where the provider does not say.
@@ -304,7 +342,7 @@ impl Heard {
         TokenUsage {
             input: request.estimated_tokens(),
             cached: 0,
-            output: estimate_tokens(&self.text).max(pieces),
+            output: estimate_tokens_of(self.text.len() + self.calls.bytes()).max(pieces),
             estimated: true,
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::breaker::BreakerConfig;
 use crate::estimate::EstimateConfig;
+use crate::hedging::HedgingConfig;
 use crate::retry::RetryConfig;
 use crate::retry_budget::RetryBudgetConfig;
 use crate::timeouts::TimeoutConfig;
@@ -27,6 +28,8 @@ pub struct LlmConfig {
     pub retry_budget: RetryBudgetConfig,
     /// When a model that fails is left alone, and for how long.
     pub breaker: BreakerConfig,
+    /// When a second provider is asked beside one that is slow to begin.
+    pub hedging: HedgingConfig,
 }
 
 /// An endpoint that speaks OpenAI's chat completions.
@@ -143,12 +146,13 @@ impl LlmConfig {
     ///
     /// # Errors
     /// When the chain names an unknown provider or one twice, a provider lacks a URL or a model, a price is negative,
-    /// the timeouts do not nest, or a setting of retries, breakers or estimates is out of its range.
+    /// the timeouts do not nest, or a setting of retries, breakers, hedging or estimates is out of its range.
     pub fn ordered(&self) -> Result<Vec<(&str, &ProviderConfig)>, InvalidConfig> {
         self.timeouts.check()?;
         self.retries.check()?;
         self.retry_budget.check()?;
         self.breaker.check()?;
+        self.hedging.check()?;
         let mut named = BTreeSet::new();
         if let Some(name) = self.chain.iter().find(|name| !named.insert(*name)) {
             return Err(InvalidConfig::Repeated { name: name.clone() });
@@ -282,6 +286,9 @@ mod tests {
             ("breaker.open_ms", "0"),
             ("breaker.probes", "0"),
             ("breaker.slow_call_ms", "0"),
+            ("hedging.quantile", "1.0"),
+            ("hedging.quantile", "nan"),
+            ("hedging.max_share", "1.1"),
         ] {
             let message = parse(&format!("{key} = {value}")).ordered().unwrap_err().to_string();
             assert!(message.starts_with(&format!("llm.{key} ")), "{message}");

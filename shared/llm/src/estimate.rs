@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::money::whole;
+use crate::tool_call::ToolSpec;
+use crate::wire::tool_to_wire;
 use crate::{ChatRequest, TokenUsage};
 
 /// Tokens around a message: the marks where it begins and ends, and line breaks. Templates in use have up to five.
@@ -11,6 +13,13 @@ const TOKENS_PER_MESSAGE: f64 = 8.0;
 /// Tokens of the conversation itself: its mark, the opened answer, and the date or the instructions that some templates
 /// put before everything.
 const TOKENS_PER_REQUEST: f64 = 32.0;
+
+/// Tokens around a tool call, and around a tool that is offered: the JSON or the marks in which templates wrap them.
+const TOKENS_PER_TOOL: f64 = 48.0;
+
+/// Tokens of the instructions that a provider or a template adds once tools are offered. The most that is documented are
+/// 530, for a model of Anthropic's; templates of open models have up to 250.
+const TOKENS_FOR_TOOLS: f64 = 640.0;
 
 /// Section `[llm.providers.<name>.estimate]`: the most tokens a request to the provider can have.
 ///
@@ -58,28 +67,35 @@ impl EstimateConfig {
     }
 
     fn input_tokens(&self, request: &ChatRequest) -> u64 {
-        let bytes: usize =
-            request.messages.iter().map(|message| message.role.name().len() + message.content.len()).sum();
-        let around = TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * request.messages.len() as f64;
+        let messages = request.messages.iter().map(|message| message.role.name().len() + message.bytes());
+        let bytes = messages.chain(request.tools.iter().map(offered)).sum::<usize>();
+        let calls = request.messages.iter().map(|message| message.tool_calls.len()).sum::<usize>();
+        let around = TOKENS_PER_REQUEST
+            + TOKENS_PER_MESSAGE * request.messages.len() as f64
+            + TOKENS_PER_TOOL * (calls + request.tools.len()) as f64
+            + if request.tools.is_empty() { 0.0 } else { TOKENS_FOR_TOOLS };
         whole(((bytes as f64 * self.tokens_per_byte + around) * (1.0 + self.margin)).ceil())
     }
 }
 
+/// Bytes of a tool as templates print it, indented.
+fn offered(tool: &ToolSpec) -> usize {
+    let wire = tool_to_wire(tool);
+    serde_json::to_string_pretty(&wire).unwrap_or_else(|_| wire.to_string()).len()
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::Message;
+    use crate::{Message, ToolCall};
 
     fn input(config: EstimateConfig, messages: Vec<Message>) -> u64 {
-        let request = ChatRequest {
-            messages,
-            max_tokens: 300,
-            temperature: 0.0,
-            deadline: None,
-            idempotency_key: None,
-            tenant: None,
-            prompt_version: None,
-        };
+        input_with(config, messages, Vec::new())
+    }
+
+    fn input_with(config: EstimateConfig, messages: Vec<Message>, tools: Vec<ToolSpec>) -> u64 {
+        let request = ChatRequest { messages, tools, max_tokens: 300, ..ChatRequest::default() };
         let bound = config.upper_bound(&request);
         assert_eq!((bound.cached, bound.output, bound.estimated), (0, 300 + u64::from(config.overrun_tokens), true));
         bound.input
@@ -98,8 +114,25 @@ mod tests {
     }
 
     #[test]
+    fn tools_their_calls_and_their_results_count() {
+        let exact = EstimateConfig { tokens_per_byte: 1.0, margin: 0.0, overrun_tokens: 0 };
+        let call = ToolCall { id: "c".repeat(9), name: "add".into(), arguments: "x".repeat(50) };
+        let messages = vec![Message::assistant("", vec![call]), Message::tool("c".repeat(9), "y".repeat(70))];
+        assert_eq!(input(exact, messages), 9 + (9 + 3 + 50 + 48) + 4 + (9 + 70) + 2 * 8 + 32);
+        let tool = |bytes: usize| ToolSpec {
+            name: "add".into(),
+            description: "d".repeat(bytes),
+            parameters: serde_json::json!({ "type": "object" }),
+        };
+        let (one, longer, two) = (vec![tool(0)], vec![tool(100)], vec![tool(0), tool(0)]);
+        let [one, longer, two] = [one, longer, two].map(|tools| input_with(exact, Vec::new(), tools));
+        assert!(one > 32 + 640 + 48 + 60, "{one}");
+        assert_eq!((longer, two), (one + 100, one + (one - 32 - 640)));
+    }
+
+    #[test]
     fn every_role_has_the_name_that_is_sent() {
-        for role in [crate::Role::System, crate::Role::User, crate::Role::Assistant] {
+        for role in [crate::Role::System, crate::Role::User, crate::Role::Assistant, crate::Role::Tool] {
             assert_eq!(serde_json::to_value(role).unwrap(), role.name());
         }
     }

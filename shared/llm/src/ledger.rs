@@ -31,16 +31,18 @@ pub struct Withheld(pub String);
 
 /// Stands before every call of a question and after it.
 pub trait Ledger: Send {
-    /// Asked right before a call leaves; it does once this is done.
+    /// Asked right before a call leaves; it does once this is done. With hedging, another call of the question may be
+    /// under way meanwhile. What is asked here is never dropped half way, unless the question is.
     ///
     /// # Errors
-    /// When it may not leave: then the question is put to nobody else either.
+    /// When it may not leave: then the question is put to nobody else either, and a call that is under way goes on.
     fn before<'a>(&'a mut self, call: &'a Planned) -> BoxFuture<'a, Result<(), Withheld>>;
 
-    /// The call did not leave after all: its provider's breaker opened meanwhile.
+    /// The call did not leave after all: its provider's breaker opened meanwhile, or another call has begun to answer.
     fn withdrawn(&mut self, call: &Planned);
 
-    /// What came of it, and what it said when it succeeded.
+    /// What came of it, and what it said when it succeeded. A call that another one has overtaken is `cancelled`, and its
+    /// usage estimated.
     fn after(&mut self, call: &Call, said: Option<&Completion>);
 }
 

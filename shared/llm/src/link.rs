@@ -9,6 +9,7 @@ use crate::config::{LlmConfig, PriceConfig, ProviderConfig};
 use crate::error::CallError;
 use crate::estimate::EstimateConfig;
 use crate::gate::Gate;
+use crate::hedging::FirstTokens;
 use crate::ledger::Planned;
 use crate::metric;
 use crate::retry_budget::RetryBudget;
@@ -24,6 +25,7 @@ pub(crate) struct Link {
     pub(crate) provider: Box<dyn Ask>,
     pub(crate) breaker: Breaker,
     pub(crate) gate: Gate,
+    pub(crate) first_tokens: FirstTokens,
     budget: RetryBudget,
 }
 
@@ -44,6 +46,7 @@ impl Link {
             provider,
             breaker: Breaker::new(name, &settings.model, config.breaker, now),
             gate: Gate::new(config.retries.max_pause()),
+            first_tokens: FirstTokens::default(),
             budget: RetryBudget::new(config.retry_budget, now),
         }
     }
@@ -86,6 +89,12 @@ impl Link {
             bound: self.estimate.upper_bound(request),
             honours_idempotency: self.honours_idempotency,
         }
+    }
+
+    /// Notes what came of a call that was made beside a slow one.
+    pub(crate) fn note_hedge(&self, outcome: &'static str) {
+        let [provider, model] = self.labels();
+        counter!(metric::HEDGES, &[provider, model, ("outcome", outcome.to_owned())]).increment(1);
     }
 
     /// Notes that a call begins: the first of a question, or one that repeats another because of its error.

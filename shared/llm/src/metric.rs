@@ -18,6 +18,8 @@ pub const COST: &str = "weir_llm_cost_microdollars_total";
 pub const RETRIES: &str = "weir_llm_retries_total";
 /// Retries that a provider's budget did not allow.
 pub const RETRY_BUDGET_EXHAUSTED: &str = "weir_llm_retry_budget_exhausted_total";
+/// Calls that were made beside a slow one.
+pub const HEDGES: &str = "weir_llm_hedges_total";
 /// State of each breaker.
 pub const BREAKER_STATE: &str = "weir_llm_breaker_state";
 /// Changes of breakers' states.
@@ -51,7 +53,7 @@ pub const METRICS: &[MetricDef] = &[
         name: FIRST_TOKEN_SECONDS,
         kind: MetricKind::Histogram,
         labels: &["provider", "model"],
-        help: "Seconds from sending a request to the first piece of text.",
+        help: "Seconds from sending a request to the first piece of text or of a tool call.",
     },
     MetricDef {
         name: TOKENS,
@@ -76,6 +78,12 @@ pub const METRICS: &[MetricDef] = &[
         kind: MetricKind::Counter,
         labels: &["provider", "model"],
         help: "Retries that were not made because `llm.retry_budget` was spent.",
+    },
+    MetricDef {
+        name: HEDGES,
+        kind: MetricKind::Counter,
+        labels: &["provider", "model", "outcome"],
+        help: "Calls that were made beside one that was slow to begin (`llm.hedging`): they won, lost, failed, or were alone after the other one failed.",
     },
     MetricDef {
         name: BREAKER_STATE,

@@ -58,7 +58,7 @@ pub(crate) struct Question<'a> {
     /// When a retry that was granted is due.
     due: Option<Instant>,
     stopped: bool,
-    /// The provider that was asked last.
+    /// The provider whose call failed last.
     last: Option<usize>,
 }
 
@@ -99,7 +99,6 @@ impl<'a> Question<'a> {
                     Ok(permit) => {
                         link.note_call(turn.error.as_ref(), now);
                         turn.asked = true;
-                        self.last = Some(at);
                         return Next::Call(at, permit);
                     }
                     Err(open) => Some(open),
@@ -131,6 +130,7 @@ impl<'a> Question<'a> {
 
     /// What the call of this provider came to.
     pub(crate) fn failed(&mut self, at: usize, error: &CallError, now: Instant) {
+        self.last = Some(at);
         let standing = self.standing_after(at, error, now);
         if let Some(turn) = self.turns.get_mut(at) {
             turn.standing = standing;
@@ -145,13 +145,7 @@ impl<'a> Question<'a> {
                 Standing::Out
             }
             (Recovery::Failover, _) => Standing::Out,
-            (Recovery::Retry, CallError::RateLimited { retry_after: Some(pause) }) => {
-                if let Some(link) = self.links.get(at) {
-                    link.gate.close(now, *pause);
-                }
-                // Nothing beyond the question's end is of interest, and an instant centuries away can't be told.
-                Standing::Limited { until: now + (*pause).min(self.end.at.saturating_duration_since(now)) }
-            }
+            (Recovery::Retry, CallError::RateLimited { retry_after: Some(pause) }) => self.limited(at, *pause, now),
             (Recovery::Retry, _) => {
                 let due = now + self.backoff();
                 let healthy = self.links.get(at).is_some_and(|link| link.breaker.is_closed());
@@ -162,6 +156,54 @@ impl<'a> Question<'a> {
                     Standing::Out
                 }
             }
+        }
+    }
+
+    fn limited(&self, at: usize, pause: Duration, now: Instant) -> Standing {
+        if let Some(link) = self.links.get(at) {
+            link.gate.close(now, pause);
+        }
+        // Nothing beyond the question's end is of interest, and an instant centuries away can't be told.
+        Standing::Limited { until: now + pause.min(self.end.at.saturating_duration_since(now)) }
+    }
+
+    /// Who may be asked now beside a call that is under way: the first in order that was not asked before.
+    pub(crate) fn beside(&self, now: Instant) -> Option<(usize, Permit)> {
+        if self.stopped || now >= self.end.at {
+            return None;
+        }
+        self.turns.iter().zip(self.links).enumerate().find_map(|(at, (turn, link))| {
+            let ready = turn.standing == Standing::Ready && !turn.asked && link.gate.closed_until(now).is_none();
+            ready.then(|| link.acquire(now).ok()).flatten().map(|permit| (at, permit))
+        })
+    }
+
+    /// A call beside another one has left.
+    pub(crate) fn asked_beside(&mut self, at: usize, now: Instant) {
+        if let (Some(turn), Some(link)) = (self.turns.get_mut(at), self.links.get(at)) {
+            link.note_call(None, now);
+            turn.asked = true;
+        }
+    }
+
+    /// The call beside another one that goes on came to this. Whatever it is, it is neither the end of the question nor
+    /// of what the other one may do; to ask this provider once more takes a retry.
+    pub(crate) fn failed_beside(&mut self, at: usize, error: &CallError, now: Instant) {
+        let standing = match (error.recovery(), error) {
+            (Recovery::Retry, CallError::RateLimited { retry_after: Some(pause) }) => self.limited(at, *pause, now),
+            (Recovery::Retry, _) => Standing::Limited { until: now },
+            (Recovery::Failover | Recovery::Stop, _) => Standing::Out,
+        };
+        if let Some(turn) = self.turns.get_mut(at) {
+            turn.standing = standing;
+            turn.error = Some(error.clone());
+        }
+    }
+
+    /// The call was cancelled because another one was quicker. To ask its provider once more takes a retry.
+    pub(crate) fn overtaken(&mut self, at: usize, now: Instant) {
+        if let Some(turn) = self.turns.get_mut(at) {
+            turn.standing = Standing::Limited { until: now };
         }
     }
 

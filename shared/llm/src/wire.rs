@@ -7,6 +7,7 @@ use crate::client::ChatRequest;
 use crate::config::ProviderConfig;
 use crate::error::CallError;
 use crate::pricing::TokenUsage;
+use crate::tool_call::{Piece, ToolCall, ToolSpec};
 
 /// Who says a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A tool that the model called.
+    Tool,
 }
 
 impl Role {
@@ -27,6 +30,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -36,31 +40,88 @@ impl Role {
 pub struct Message {
     /// Who says it.
     pub role: Role,
-    /// What is said.
+    /// What is said; of a tool, its result.
     pub content: String,
+    /// What the model calls; only an assistant's message has any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The id of the call whose result this is; a tool's message has one, no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
 }
 
 impl Message {
     /// Instructions to the model.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: Role::System, content: content.into() }
+        Self::of(Role::System, content.into())
     }
 
     /// What is asked.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Role::User, content: content.into() }
+        Self::of(Role::User, content.into())
     }
+
+    /// What the model said, and called.
+    pub fn assistant(content: impl Into<String>, tool_calls: Vec<ToolCall>) -> Self {
+        Self { tool_calls, ..Self::of(Role::Assistant, content.into()) }
+    }
+
+    /// What the call with this id came to.
+    pub fn tool(call_id: impl Into<String>, result: impl Into<String>) -> Self {
+        Self { tool_call_id: Some(call_id.into()), ..Self::of(Role::Tool, result.into()) }
+    }
+
+    fn of(role: Role, content: String) -> Self {
+        Self { role, content, tool_calls: Vec::new(), tool_call_id: None }
+    }
+
+    /// Bytes of all that is sent for a model to read.
+    pub(crate) fn bytes(&self) -> usize {
+        let id = self.tool_call_id.as_ref().map_or(0, String::len);
+        self.content.len() + id + self.tool_calls.iter().map(ToolCall::bytes).sum::<usize>()
+    }
+
+    fn to_wire(&self) -> Value {
+        let mut message = json!({ "role": self.role.name(), "content": self.content });
+        if let Some(fields) = message.as_object_mut() {
+            if let Some(id) = &self.tool_call_id {
+                fields.insert("tool_call_id".into(), id.as_str().into());
+            }
+            if !self.tool_calls.is_empty() {
+                // No text is not the same as an empty one: some servers refuse that.
+                if self.content.is_empty() {
+                    fields.insert("content".into(), Value::Null);
+                }
+                fields.insert("tool_calls".into(), self.tool_calls.iter().map(call_to_wire).collect());
+            }
+        }
+        message
+    }
+}
+
+fn call_to_wire(call: &ToolCall) -> Value {
+    let function = json!({ "name": call.name, "arguments": call.arguments });
+    json!({ "id": call.id, "type": "function", "function": function })
+}
+
+/// A tool as it is offered to a model.
+pub(crate) fn tool_to_wire(tool: &ToolSpec) -> Value {
+    let function = json!({ "name": tool.name, "description": tool.description, "parameters": tool.parameters });
+    json!({ "type": "function", "function": function })
 }
 
 pub(crate) fn body(config: &ProviderConfig, request: &ChatRequest) -> Value {
     let mut body = json!({
         "model": config.model,
-        "messages": request.messages,
+        "messages": request.messages.iter().map(Message::to_wire).collect::<Vec<_>>(),
         "temperature": request.temperature,
         "stream": config.stream,
     });
     if let Some(fields) = body.as_object_mut() {
         fields.insert(config.max_tokens_field.clone(), request.max_tokens.into());
+        if !request.tools.is_empty() {
+            fields.insert("tools".into(), request.tools.iter().map(tool_to_wire).collect());
+        }
         if config.stream && config.stream_usage {
             fields.insert("stream_options".into(), json!({ "include_usage": true }));
         }
@@ -80,15 +141,28 @@ pub(crate) struct Payload {
 
 #[derive(Debug, Deserialize)]
 struct Choice {
-    #[serde(alias = "delta")]
+    /// Of an answer that comes whole.
     message: Option<Content>,
+    /// Of a stream.
+    delta: Option<Content>,
     finish_reason: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Content {
     content: Option<String>,
     refusal: Option<String>,
+    tool_calls: Option<Vec<Piece>>,
+}
+
+impl Content {
+    /// Each of a whole answer's tool calls is one piece.
+    fn whole(mut self) -> Self {
+        for (at, piece) in self.tool_calls.iter_mut().flatten().enumerate() {
+            piece.index = Some(at);
+        }
+        self
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -114,6 +188,7 @@ impl From<Usage> for TokenUsage {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said {
     pub(crate) text: String,
+    pub(crate) tool_calls: Vec<Piece>,
     pub(crate) finish: Option<String>,
     pub(crate) usage: Option<TokenUsage>,
 }
@@ -132,17 +207,57 @@ pub(crate) fn read(payload: &[u8]) -> Result<Said, CallError> {
     if choice.finish_reason.as_deref() == Some("content_filter") {
         return Err(CallError::Refused);
     }
-    let (text, refusal) = choice.message.map_or((None, None), |message| (message.content, message.refusal));
+    let Content { content, refusal, tool_calls } =
+        choice.message.map(Content::whole).or(choice.delta).unwrap_or_default();
     if refusal.is_some_and(|refusal| !refusal.is_empty()) {
         return Err(CallError::Refused);
     }
-    Ok(Said { text: text.unwrap_or_default(), finish: choice.finish_reason, usage })
+    let (text, tool_calls) = (content.unwrap_or_default(), tool_calls.unwrap_or_default());
+    Ok(Said { text, tool_calls, finish: choice.finish_reason, usage })
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_and_tools_are_sent_as_chat_completions_have_them() {
+        let call = ToolCall { id: "c1".into(), name: "add".into(), arguments: "{\"x\":1}".into() };
+        let parameters = json!({ "type": "object", "properties": {} });
+        let spec = ToolSpec { name: "add".into(), description: "Adds.".into(), parameters: parameters.clone() };
+        let mut request = ChatRequest {
+            messages: vec![
+                Message::user("one and one"),
+                Message::assistant("", vec![call.clone()]),
+                Message::tool("c1", "2"),
+                Message::assistant("Two.", Vec::new()),
+            ],
+            tools: vec![spec],
+            ..ChatRequest::default()
+        };
+        let function = json!({ "name": "add", "arguments": "{\"x\":1}" });
+        let sent = body(&ProviderConfig::default(), &request);
+        assert_eq!(
+            sent["messages"],
+            json!([
+                { "role": "user", "content": "one and one" },
+                {
+                    "role": "assistant",
+                    "content": null,
+                    "tool_calls": [{ "id": "c1", "type": "function", "function": function }],
+                },
+                { "role": "tool", "content": "2", "tool_call_id": "c1" },
+                { "role": "assistant", "content": "Two." },
+            ])
+        );
+        let function = json!({ "name": "add", "description": "Adds.", "parameters": parameters });
+        assert_eq!(sent["tools"], json!([{ "type": "function", "function": function }]));
+        request.tools.clear();
+        assert_eq!(body(&ProviderConfig::default(), &request).get("tools"), None);
+        let kept = serde_json::to_string(&request.messages).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<Message>>(&kept).unwrap(), request.messages);
+    }
 
     #[test]
     fn cached_tokens_are_read_where_a_provider_tells_them() {

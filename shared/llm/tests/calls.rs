@@ -75,11 +75,10 @@ fn request() -> ChatRequest {
     ChatRequest {
         messages: vec![Message::system("be brief"), Message::user("when was the mill built")],
         max_tokens: 64,
-        temperature: 0.0,
-        deadline: None,
         idempotency_key: Some("q-1".into()),
         tenant: Some("acme".into()),
         prompt_version: Some("v1".into()),
+        ..ChatRequest::default()
     }
 }
 

@@ -75,11 +75,10 @@ async fn every_call_is_one_event_that_says_for_whom_how_long_and_how_big_but_nev
     let request = || ChatRequest {
         messages: vec![Message::user("when was the mill built")],
         max_tokens: 64,
-        temperature: 0.0,
         deadline: Some(Instant::now() + Duration::from_millis(500)),
-        idempotency_key: None,
         tenant: Some("acme".into()),
         prompt_version: Some("v1".into()),
+        ..ChatRequest::default()
     };
     for _ in 0..2 {
         chain.ask(&request(), 1, &mut Discard).await;
