@@ -216,7 +216,7 @@ fn every_container_that_needs_something_waits_for_it() {
 #[test]
 fn state_survives_its_container() {
     let compose = Compose::read();
-    let stateful = ["ingest", "embed"];
+    let stateful = ["ingest", "embed", "generate"];
     let made = read("Dockerfile").replace("\\\n", " ");
     for service in SERVICES {
         let container = compose.container(service);
