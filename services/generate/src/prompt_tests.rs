@@ -114,6 +114,34 @@ fn every_version_of_the_repository_is_built_in_and_passes_tests_of_its_own() {
     }
 }
 
+/// What is wrong with a version, by the list of those that were released.
+fn complaint(released: &toml::Table, version: &str, fingerprint: &str) -> Option<String> {
+    match released[TEMPLATE].get(version).and_then(toml::Value::as_str) {
+        None => Some(format!("add to prompts/released.toml, under [{TEMPLATE}]: {version} = \"{fingerprint}\"")),
+        Some(known) if known == fingerprint => None,
+        Some(_) => Some(format!(
+            "{version} is released and was edited, but answers name it: put prompts/{TEMPLATE}/{version}.toml back as it was \
+             and add a new version instead (prompts/README.md). Only a version that was never merged gets a new line: \
+             {version} = \"{fingerprint}\""
+        )),
+    }
+}
+
+#[test]
+fn a_released_version_is_never_edited_or_removed() {
+    let released: toml::Table = include_str!("../../../prompts/released.toml").parse().unwrap();
+    let prompts = Prompts::load(None).unwrap();
+    let complaints: Vec<String> =
+        prompts.versions.keys().filter_map(|name| complaint(&released, name, &prompts.fingerprint(name))).collect();
+    assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+    for version in released[TEMPLATE].as_table().unwrap().keys() {
+        assert!(prompts.check(version).is_ok(), "{version} is released and is gone: answers name it");
+    }
+    let edited = Version::parse("v1", "v1", &V1.replace("at most five", "at most six")).unwrap();
+    let complaint = complaint(&released, "v1", &edited.fingerprint()).unwrap();
+    assert!(complaint.contains("add a new version instead"), "{complaint}");
+}
+
 #[test]
 fn a_version_that_fails_its_own_test_is_refused_with_what_was_expected() {
     let refused = refusal_of(&V1.replace("{{ passage.number }}", "0"));
