@@ -69,9 +69,10 @@ pub struct GenerateConfig {
     pub concurrency: NonZeroUsize,
     /// Longest question, bytes; a longer one is answered as failed.
     pub max_question_bytes: usize,
-    /// Version of the prompt template for questions that name none.
+    /// Version of the prompt for questions that name none.
     pub prompt_version: String,
-    /// Folder with further templates, `answer/<version>.j2`; they come before the built-in ones of the same version.
+    /// Folder with further versions of the prompt, `answer/<version>.toml`; they come before built-in ones of the same
+    /// name.
     pub prompts_dir: Option<PathBuf>,
     /// Tokens of an answer, at most.
     pub max_output_tokens: u32,

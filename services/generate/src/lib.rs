@@ -32,7 +32,7 @@ pub use answering::{Answering, Parts};
 pub use clock::Clock;
 pub use extract::{Extract, candidates, choose};
 pub use meaning::{Meaning, MeaningError};
-pub use prompt::{PromptError, Prompts};
+pub use prompt::{PromptError, PromptSettings, Prompts};
 pub use relevance::any_relevant;
 pub use retrieve::{Passage, Retrieve, RetrieveError, Store, Wanted};
 pub use route::RouteQuestions;
