@@ -112,7 +112,7 @@ impl<R: Retrieve> Answering<R> {
 
     /// The key under which a provider that knows such keys remembers the question's call: the same for every owner of the
     /// question, another one for every question.
-    fn call_key(&self, ask: &Ask<'_>) -> String {
+    pub(crate) fn call_key(&self, ask: &Ask<'_>) -> String {
         let at = &ask.delivery.at;
         let (request, lane, offset) = (&ask.question.request_id, at.lane.0, ask.delivery.first_offset());
         let parts: [&[u8]; 4] = [
@@ -126,7 +126,7 @@ impl<R: Retrieve> Answering<R> {
 
     /// Puts the question to the chain. Signs of life are committed meanwhile; where that fails the step ends: nobody else may
     /// find it under way and dead.
-    async fn call(
+    pub(crate) async fn call(
         &self,
         case: &mut Case<'_>,
         state: LaneState<'_>,

@@ -127,6 +127,14 @@ impl Prompts {
     }
 }
 
+/// A passage as a tool gives it to a model: in the tags of the templates, with the document's id.
+pub(crate) fn material(number: usize, passage: &Passage) -> String {
+    let hit = &passage.hit;
+    let title = hit.title.as_deref().map(|title| format!(" title=\"{}\"", attribute(title))).unwrap_or_default();
+    let document = attribute(hit.document.as_str());
+    format!("<passage n=\"{number}\" document=\"{document}\"{title}>\n{}\n</passage>\n", contained(&hit.text))
+}
+
 /// Text of a document, which cannot end its own passage or begin another.
 fn contained(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
