@@ -454,6 +454,7 @@ fn question(text: &str) -> Vec<u8> {
         filter: BTreeMap::new(),
         prompt_version: None,
         top_k: Some(3),
+        agent: false,
         created_at: 1_700_000_000_000,
     };
     let mut bytes = Vec::new();

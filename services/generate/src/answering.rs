@@ -9,6 +9,7 @@ use weir_llm::Chain;
 use weir_stage::{Change, ConcurrentStage, Delivery, Failure, LaneState, Outcome, Output, StageError};
 
 use crate::accounts::Refusal;
+use crate::agent::Agents;
 use crate::ask::Ask;
 use crate::case::{Case, Opened, fail};
 use crate::cite::citation;
@@ -45,6 +46,8 @@ pub struct Parts<R> {
     pub tokens: Arc<dyn TokenSink>,
     /// What tenants may use.
     pub tenants: Tenants,
+    /// What models with tools work with.
+    pub agents: Agents,
     /// Lanes there are.
     pub lanes: i32,
     /// Settings.
@@ -164,7 +167,7 @@ impl<R: Retrieve> Answering<R> {
     }
 
     async fn draft(&self, case: &mut Case<'_>, state: LaneState<'_>) -> Result<Result<Draft, Instead>, StageError> {
-        if let Some(reply) = case.journal.reply.clone() {
+        if let Some(reply) = case.journal.reply.clone().filter(|_| case.journal.agent.is_none()) {
             // An owner before heard it; only what was streamed is not known.
             let passages = case.journal.passages.clone().unwrap_or_default();
             return Ok(Ok(complete(&reply, &passages, 0)));
@@ -178,6 +181,9 @@ impl<R: Retrieve> Answering<R> {
         };
         let draft = match &self.parts.chain {
             None => self.extract(case.ask, &passages, timings).await,
+            Some(chain) if case.ask.question.agent => {
+                self.with_tools(case, state, chain, passages.clone(), timings).await?
+            }
             Some(chain) => self.model(case, state, chain, &passages, timings).await?,
         };
         Ok(draft.map(|draft| match fallback {
@@ -192,7 +198,8 @@ impl<R: Retrieve> Answering<R> {
 
     /// The passages, from the journal or the vector store.
     async fn gather(&self, case: &Case<'_>) -> Result<Result<Gathered, Instead>, StageError> {
-        if let Some(passages) = case.journal.passages.clone() {
+        let begun = case.journal.agent.is_some().then(Vec::new);
+        if let Some(passages) = case.journal.passages.clone().or(begun) {
             return Ok(Ok(Gathered { passages, timings: Timings::default(), fallback: None }));
         }
         let ask = case.ask;
@@ -231,7 +238,9 @@ impl<R: Retrieve> Answering<R> {
             Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
         };
         timings.step("retrieve", retrieving.elapsed());
-        if !any_relevant(ask.text(), &passages, &self.parts.config) {
+        // Who may search again is not turned away.
+        let searches = ask.question.agent && self.parts.chain.is_some();
+        if !searches && !any_relevant(ask.text(), &passages, &self.parts.config) {
             let mut draft = Draft::without_text(AnswerStatus::NoContext, None);
             draft.timings = timings;
             return Ok(Err(Instead::Draft(draft)));
@@ -240,7 +249,7 @@ impl<R: Retrieve> Answering<R> {
     }
 
     /// Asks the vector store, which has a limited time; some questions it answers slowly at first.
-    async fn retrieve(&self, wanted: &Wanted<'_>) -> Result<Vec<Passage>, RetrieveError> {
+    pub(crate) async fn retrieve(&self, wanted: &Wanted<'_>) -> Result<Vec<Passage>, RetrieveError> {
         let limit = Duration::from_millis(self.parts.config.retrieve_timeout_ms);
         let mut last = RetrieveError::TimedOut { limit };
         for _ in 0..self.parts.config.retrieve_attempts.max(1) {
@@ -260,7 +269,7 @@ impl<R: Retrieve> Answering<R> {
         Err(last)
     }
 
-    async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, MeaningError> {
+    pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, MeaningError> {
         self.parts.meaning.of(texts).await
     }
 

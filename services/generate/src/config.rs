@@ -11,6 +11,8 @@ use weir_runner::{KafkaConfig, RegistryConfig, RunnerConfig};
 use weir_service::{Common, HttpConfig, Invalid, ServiceConfig, TelemetryConfig};
 use weir_vectors::QdrantConfig;
 
+use crate::agent::{AgentSection, Agents};
+
 /// Settings of the service.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -33,6 +35,8 @@ pub struct Config {
     pub llm: LlmConfig,
     /// How questions are answered.
     pub generate: GenerateConfig,
+    /// Models that call tools.
+    pub agent: AgentSection,
 }
 
 /// A call of a model mostly waits, and holds little more than a connection.
@@ -180,6 +184,7 @@ impl ServiceConfig for Config {
 
     fn validate(&self) -> Result<(), Invalid> {
         self.generate.validate()?;
+        Agents::new(&self.agent).map_err(|error| Invalid::new("agent", error))?;
         self.llm.ordered().map(|_| ()).map_err(|error| Invalid::new("llm", error))
     }
 }

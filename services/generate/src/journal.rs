@@ -3,10 +3,11 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use weir_contracts::{RequestId, TenantId};
-use weir_llm::{Call, Completion, Finish, PriceConfig, Reservation, TokenUsage, Usd};
+use weir_llm::{Call, Completion, Finish, PriceConfig, Reservation, TokenUsage, ToolCall, Usd};
 use weir_stage::{Change, StageError};
 
 use crate::Passage;
+use crate::agent::AgentJournal;
 
 /// What a question is at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,8 @@ pub struct Journal {
     pub open: Vec<OpenCall>,
     /// What the model said.
     pub reply: Option<StoredReply>,
+    /// How far it is where the model may call tools.
+    pub agent: Option<AgentJournal>,
     /// Keys under which others wait for its answer.
     pub leads: Vec<String>,
     /// Why it failed.
@@ -161,7 +164,8 @@ impl OpenCall {
 }
 
 /// What a model said, to its end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct StoredReply {
     /// The text.
     pub text: String,
@@ -173,6 +177,8 @@ pub struct StoredReply {
     pub model: String,
     /// Which attempt of the question.
     pub attempt: i32,
+    /// Tools that it calls.
+    pub tool_calls: Vec<ToolCall>,
 }
 
 impl StoredReply {
@@ -185,6 +191,7 @@ impl StoredReply {
             provider: call.provider.clone(),
             model: call.model.clone(),
             attempt: call.attempt,
+            tool_calls: said.tool_calls.clone(),
         }
     }
 }

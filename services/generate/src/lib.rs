@@ -5,6 +5,7 @@
 //!   of sentences of the documents, and says so.
 
 mod accounts;
+mod agent;
 mod answering;
 mod ask;
 mod cache;
@@ -28,6 +29,7 @@ mod stream;
 mod tenants;
 mod watch;
 
+pub use agent::{AgentError, AgentSection, Agents};
 pub use answering::{Answering, Parts};
 pub use clock::Clock;
 pub use extract::{Extract, candidates, choose};

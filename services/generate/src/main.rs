@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use weir_contracts::Topic;
 use weir_generate::config::Config;
-use weir_generate::{Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store, Tenants};
+use weir_generate::{Agents, Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store, Tenants};
 use weir_llm::Chain;
 use weir_runner::{Concurrency, Order, Publisher};
 use weir_vectors::VectorStore;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             meaning,
             tokens: Arc::new(KafkaTokens::new(publisher)),
             tenants: Tenants::follow(&config.kafka, service.registry()),
+            agents: Agents::new(&config.agent)?,
             lanes: config.kafka.lanes,
             config: config.generate,
             clock: Arc::new(SystemTime::now),

@@ -28,9 +28,15 @@ pub const PROMPT_ANOMALIES: &str = "weir_generate_prompt_anomalies_total";
 pub const ESTIMATE_RATIO: &str = "weir_generate_estimate_ratio";
 /// From a model's last word to the commit that says so.
 pub const UNJOURNALED_SECONDS: &str = "weir_generate_unjournaled_seconds";
+/// Turns of models that may call tools.
+pub const AGENT_TURNS: &str = "weir_generate_agent_turns";
+/// Models that a bound stopped.
+pub const AGENT_STOPS: &str = "weir_generate_agent_stops_total";
+/// Calls of tools.
+pub const TOOL_CALLS: &str = "weir_generate_tool_calls_total";
 
 /// The service's own.
-pub const METRICS: [MetricDef; 13] = [
+pub const METRICS: [MetricDef; 16] = [
     MetricDef {
         name: ANSWERS,
         kind: MetricKind::Counter,
@@ -113,6 +119,24 @@ pub const METRICS: [MetricDef; 13] = [
         labels: &[],
         help: "Seconds from a model's last word to the commit that says so: an owner that is lost in between makes the call \
                again, under the same idempotency key.",
+    },
+    MetricDef {
+        name: AGENT_TURNS,
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Turns of a model with one question for which it may call tools.",
+    },
+    MetricDef {
+        name: AGENT_STOPS,
+        kind: MetricKind::Counter,
+        labels: &["reason"],
+        help: "Models with tools that a bound stopped: turns, tokens, cost, tool-calls, loop.",
+    },
+    MetricDef {
+        name: TOOL_CALLS,
+        kind: MetricKind::Counter,
+        labels: &["tool", "result"],
+        help: "Calls of tools by models: ok, invalid-arguments, failed, timed-out.",
     },
 ];
 

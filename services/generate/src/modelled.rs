@@ -1,5 +1,6 @@
 //! Answers that a model writes, or wrote before, and what there is instead when none does.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,10 +49,11 @@ impl<R: Retrieve> Answering<R> {
         };
         case.journal.passages = Some(passages.to_vec());
         let remaining = ask.deadline.and_then(|deadline| deadline.remaining(self.now()));
+        let own = self.parts.prompts.settings(ask.version);
         let request = ChatRequest {
             messages,
-            max_tokens: self.parts.config.max_output_tokens,
-            temperature: self.parts.config.temperature,
+            max_tokens: own.max_output_tokens.map_or(self.parts.config.max_output_tokens, NonZeroU32::get),
+            temperature: self.temperature(ask.version),
             deadline: remaining.map(|left| tokio::time::Instant::now() + left),
             idempotency_key: Some(self.call_key(ask)),
             tenant: Some(ask.question.tenant.to_string()),
@@ -110,9 +112,14 @@ impl<R: Retrieve> Answering<R> {
         Ok(draft.map(|draft| Draft { prompt_version: ask.version.to_owned(), ..draft }))
     }
 
+    /// The prompt version's own temperature, or the configured one.
+    pub(crate) fn temperature(&self, version: &str) -> f32 {
+        self.parts.prompts.settings(version).temperature.unwrap_or(self.parts.config.temperature)
+    }
+
     /// The key under which a provider that knows such keys remembers the question's call: the same for every owner of the
     /// question, another one for every question.
-    fn call_key(&self, ask: &Ask<'_>) -> String {
+    pub(crate) fn call_key(&self, ask: &Ask<'_>) -> String {
         let at = &ask.delivery.at;
         let (request, lane, offset) = (&ask.question.request_id, at.lane.0, ask.delivery.first_offset());
         let parts: [&[u8]; 4] = [
@@ -126,7 +133,7 @@ impl<R: Retrieve> Answering<R> {
 
     /// Puts the question to the chain. Signs of life are committed meanwhile; where that fails the step ends: nobody else may
     /// find it under way and dead.
-    async fn call(
+    pub(crate) async fn call(
         &self,
         case: &mut Case<'_>,
         state: LaneState<'_>,

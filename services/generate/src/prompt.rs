@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use weir_llm::Message;
 
 use crate::Passage;
-use version::{Material, Version};
+use version::{Material, Version, attribute, contained};
 
 pub use version::PromptSettings;
 
@@ -142,6 +142,14 @@ impl Prompts {
 fn material(passage: &Passage) -> Material<'_> {
     let hit = &passage.hit;
     Material { title: hit.title.as_deref(), headings: &hit.heading_path, text: &hit.text }
+}
+
+/// A passage as a tool gives it to a model: in the tags of the templates, with the document's id.
+pub(crate) fn numbered(number: usize, passage: &Passage) -> String {
+    let hit = &passage.hit;
+    let title = hit.title.as_deref().map(|title| format!(" title=\"{}\"", attribute(title))).unwrap_or_default();
+    let document = attribute(hit.document.as_str());
+    format!("<passage n=\"{number}\" document=\"{document}\"{title}>\n{}\n</passage>\n", contained(&hit.text))
 }
 
 /// A file, as it was read.

@@ -77,6 +77,18 @@ pub trait Retrieve: Send + Sync + 'static {
     /// When the store does not answer or can't.
     fn retrieve(&self, wanted: &Wanted<'_>) -> impl Future<Output = Result<Vec<Passage>, RetrieveError>> + Send;
 
+    /// The first passages of a document in the order they stand in it, if its metadata have all these values.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    fn document(
+        &self,
+        tenant: &TenantId,
+        filter: &BTreeMap<String, String>,
+        document: &DocumentId,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Passage>, RetrieveError>> + Send;
+
     /// Whether all these documents of a tenant are still there.
     ///
     /// # Errors
@@ -139,6 +151,17 @@ impl Retrieve for Store {
             near.iter().map(|hit| ((&hit.document, hit.revision, hit.ordinal), hit.score)).collect();
         let of = |hit: &Hit| similarity.get(&(&hit.document, hit.revision, hit.ordinal)).copied();
         Ok(hits.into_iter().map(|hit| Passage { similarity: of(&hit), hit }).collect())
+    }
+
+    async fn document(
+        &self,
+        tenant: &TenantId,
+        filter: &BTreeMap<String, String>,
+        document: &DocumentId,
+        limit: usize,
+    ) -> Result<Vec<Passage>, RetrieveError> {
+        let hits = self.vectors.document(tenant, filter, document, limit).await?;
+        Ok(hits.into_iter().map(|hit| Passage { hit, similarity: None }).collect())
     }
 
     async fn all_shown(&self, tenant: &TenantId, documents: &[&DocumentId]) -> Result<bool, RetrieveError> {

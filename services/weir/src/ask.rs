@@ -35,6 +35,9 @@ pub struct Args {
     /// Seconds after which an answer is of no use any more; it is then not worked on.
     #[arg(long, visible_alias = "timeout", value_name = "SECONDS", default_value_t = 60.0)]
     deadline: f64,
+    /// Lets the model call tools: search again, read documents, calculate. Takes longer and costs more.
+    #[arg(long)]
+    agent: bool,
     /// Passages to retrieve.
     #[arg(short = 'k', long, value_parser = clap::value_parser!(i32).range(1..=200))]
     top_k: Option<i32>,
@@ -59,6 +62,8 @@ pub struct Asking {
     pub deadline: Duration,
     /// Passages to retrieve.
     pub top_k: Option<i32>,
+    /// Whether the model may call tools.
+    pub agent: bool,
     /// Version of the prompt template.
     pub prompt_version: Option<String>,
 }
@@ -156,6 +161,7 @@ fn message(asking: &Asking, request: &RequestId, traceparent: String) -> Output 
         filter: asking.filter.clone(),
         prompt_version: asking.prompt_version.clone(),
         top_k: asking.top_k,
+        agent: asking.agent,
         created_at: now,
     };
     Output::new(Topic::QUESTIONS, asking.tenant.as_str(), question)
@@ -181,6 +187,7 @@ pub async fn run(args: Args, context: &Context) -> color_eyre::Result<ExitCode> 
         filter: unique("--filter", &args.filter)?,
         deadline,
         top_k: args.top_k,
+        agent: args.agent,
         prompt_version: args.prompt,
     };
     let streams = !args.no_stream && !context.json && std::io::stdout().is_terminal();

@@ -360,6 +360,8 @@ pub struct Question {
     pub prompt_version: Option<String>,
     /// Passages to retrieve; the service's default when null.
     pub top_k: Option<i32>,
+    /// Whether the model may call tools to answer: search, read documents, calculate, and those of the configuration. Takes longer and costs more, within the bounds of the configuration.
+    pub agent: bool,
     /// When the question was asked, milliseconds since the Unix epoch, UTC.
     pub created_at: i64,
 }

@@ -16,6 +16,8 @@ use crate::error::{CallError, Step};
 use crate::hedging::Hedging;
 use crate::ledger::{Ledger, Unaccounted};
 use crate::link::Link;
+use crate::money::NanoUsd;
+use crate::pricing::TokenUsage;
 use crate::retry::RetryConfig;
 use crate::timeouts::TimeoutConfig;
 use crate::tool_call::ToolCall;
@@ -162,6 +164,18 @@ impl Chain {
     #[must_use]
     pub fn timeouts(&self) -> &TimeoutConfig {
         &self.timeouts
+    }
+
+    /// What one call takes and costs at most, whichever provider is asked.
+    #[must_use]
+    pub fn most(&self, request: &ChatRequest) -> (TokenUsage, NanoUsd) {
+        let mut most = (TokenUsage::default(), NanoUsd::ZERO);
+        for planned in self.links.iter().map(|link| link.plan(request, 0)) {
+            most.0.input = most.0.input.max(planned.bound.input);
+            most.0.output = most.0.output.max(planned.bound.output);
+            most.1 = most.1.max(planned.bound.charge(&planned.price));
+        }
+        most
     }
 
     /// What changes when other models are asked, or in another order.

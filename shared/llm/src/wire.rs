@@ -71,6 +71,12 @@ impl Message {
         Self { tool_call_id: Some(call_id.into()), ..Self::of(Role::Tool, result.into()) }
     }
 
+    /// Whether it is text of the model.
+    #[must_use]
+    pub fn is_said_by_model(&self) -> bool {
+        self.role == Role::Assistant && !self.content.trim().is_empty()
+    }
+
     fn of(role: Role, content: String) -> Self {
         Self { role, content, tool_calls: Vec::new(), tool_call_id: None }
     }

@@ -205,6 +205,7 @@ impl Pipeline {
             filter: BTreeMap::new(),
             prompt_version: None,
             top_k: None,
+            agent: false,
             created_at: 0,
         }
     }

@@ -16,6 +16,7 @@
 pub mod bm25;
 mod collection;
 mod config;
+mod document;
 mod error;
 mod export;
 mod failed;

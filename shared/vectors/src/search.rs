@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use qdrant_client::qdrant::{
-    DenseVector, Filter, PrefetchQuery, Query, QueryPoints, Rrf, ScoredPoint, SparseVector, VectorInput, query,
-    vector_input,
+    DenseVector, Filter, PointId, PrefetchQuery, Query, QueryPoints, Rrf, ScoredPoint, SparseVector, Value,
+    VectorInput, query, vector_input,
 };
 use weir_contracts::{DocumentId, Revision, TenantId, unix_millis};
 
@@ -271,7 +271,17 @@ impl Leg {
 }
 
 fn candidate(point: ScoredPoint) -> Result<Candidate, VectorError> {
-    let mut fields = Reader::new(point.id.as_ref(), point.payload);
+    let (hit, build) = passage(point.id.as_ref(), point.payload, f64::from(point.score))?;
+    Ok(Candidate { hit, build })
+}
+
+/// A chunk as a passage, and its build.
+pub(crate) fn passage(
+    id: Option<&PointId>,
+    payload: HashMap<String, Value>,
+    score: f64,
+) -> Result<(Hit, String), VectorError> {
+    let mut fields = Reader::new(id, payload);
     let document = DocumentId::parse(fields.text(field::DOCUMENT)?).map_err(|e| fields.foreign(e.to_string()))?;
     let hit = Hit {
         document,
@@ -282,9 +292,9 @@ fn candidate(point: ScoredPoint) -> Result<Candidate, VectorError> {
         title: fields.optional_text(field::TITLE),
         heading_path: fields.list(field::HEADING_PATH),
         text: fields.text(field::TEXT)?,
-        score: f64::from(point.score),
+        score,
     };
-    Ok(Candidate { hit, build: fields.text(field::BUILD)? })
+    Ok((hit, fields.text(field::BUILD)?))
 }
 
 /// `limit` times `factor`, at least `limit`.

@@ -235,7 +235,7 @@ impl Material<'_> {
 }
 
 /// Text of a document, which cannot end its own passage or begin another.
-fn contained(text: &str) -> String {
+pub(super) fn contained(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('<') {
@@ -251,7 +251,7 @@ fn contained(text: &str) -> String {
 }
 
 /// The same as the value of an attribute.
-fn attribute(text: &str) -> String {
+pub(super) fn attribute(text: &str) -> String {
     contained(text).replace('"', "'").replace(['\n', '\r'], " ")
 }
 

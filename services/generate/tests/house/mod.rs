@@ -11,7 +11,10 @@ use weir_contracts::{
     Answer, AnswerToken, DocumentId, Lane, Question, Record, RequestId, Revision, Tenant, TenantId, Topic, Usage,
 };
 use weir_generate::config::GenerateConfig;
-use weir_generate::{Answering, Meaning, Parts, Passage, Prompts, Retrieve, RetrieveError, Tenants, TokenSink, Wanted};
+use weir_generate::{
+    AgentSection, Agents, Answering, Meaning, Parts, Passage, Prompts, Retrieve, RetrieveError, Tenants, TokenSink,
+    Wanted,
+};
 use weir_llm::testing::FakeProvider;
 use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, RetryConfig, TimeoutConfig};
 use weir_models::ModelConfig;
@@ -66,6 +69,18 @@ impl Retrieve for Memory {
         passages.sort_by(|a, b| b.similarity.partial_cmp(&a.similarity).unwrap());
         passages.truncate(wanted.limit);
         Ok(passages)
+    }
+
+    async fn document(
+        &self,
+        tenant: &TenantId,
+        filter: &BTreeMap<String, String>,
+        document: &DocumentId,
+        limit: usize,
+    ) -> Result<Vec<Passage>, RetrieveError> {
+        let wanted = Wanted { tenant, filter, question: "", vector: &[], limit: usize::MAX };
+        let all = self.retrieve(&wanted).await?;
+        Ok(all.into_iter().filter(|passage| passage.hit.document == *document).take(limit).collect())
     }
 
     async fn all_shown(&self, _: &TenantId, _: &[&DocumentId]) -> Result<bool, RetrieveError> {
@@ -128,6 +143,7 @@ pub struct Plan<'a> {
     pub providers: &'a [&'a FakeProvider],
     pub tenants: Vec<Tenant>,
     pub config: GenerateConfig,
+    pub agent: AgentSection,
     /// Whether the providers honour idempotency keys.
     pub idempotent: bool,
     /// The lane's state as an owner before left it.
@@ -185,6 +201,7 @@ impl Plan<'_> {
             meaning: Meaning::load(&ModelConfig::test()).await.unwrap(),
             tokens: Arc::clone(&tokens) as Arc<dyn TokenSink>,
             tenants: Tenants::fixed(self.tenants),
+            agents: Agents::new(&self.agent).unwrap(),
             lanes: LANES,
             config: self.config,
             clock: Arc::new(|| UNIX_EPOCH + Duration::from_millis(NOW)),
@@ -210,6 +227,7 @@ pub fn question(id: &str, text: &str) -> Question {
         filter: BTreeMap::new(),
         prompt_version: None,
         top_k: None,
+        agent: false,
         created_at: i64::try_from(NOW).unwrap() - 40,
     }
 }

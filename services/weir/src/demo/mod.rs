@@ -281,6 +281,7 @@ fn asking(tenant: &TenantId, question: &str) -> Asking {
         filter: [].into(),
         deadline: DEADLINE,
         top_k: None,
+        agent: false,
         prompt_version: None,
     }
 }

@@ -73,6 +73,7 @@ pub async fn ask(
             filter: std::collections::BTreeMap::new(),
             deadline: DEADLINE,
             top_k: None,
+            agent: false,
             prompt_version: None,
         };
         let answered = asker.ask(&asking, |_| {}).await?;
