@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use qdrant_client::qdrant::ScrollPoints;
 use weir_contracts::{DocumentId, TenantId};
 
-use crate::payload::field;
 use crate::search::passage;
 use crate::{Hit, VectorError, VectorStore, filter};
 
