@@ -52,5 +52,6 @@ pub use publisher::{PublishError, Publisher};
 pub use reader::{Entry, ReadError, Start, TopicReader};
 pub use registry::{Registry, RegistryError};
 pub use run::{Runner, RunnerError};
+pub use state::read_state;
 pub use status::{PauseReason, StageStatus};
 pub use trace_context::traces_are_exported;

@@ -220,6 +220,26 @@ impl<R: Record> TopicReader<R> {
         Ok(table)
     }
 
+    /// As [`TopicReader::read_table`], where every partition is a table of its own, and only of the keys that are `wanted`.
+    pub(crate) async fn read_lanes(
+        &mut self,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<BTreeMap<(Lane, Vec<u8>), R>, ReadError> {
+        let mut tables = BTreeMap::new();
+        while let Some(bytes) = self.bytes_to_end().await? {
+            if !bytes.key.as_deref().is_some_and(&wanted) {
+                continue;
+            }
+            let lane = bytes.at.lane;
+            match self.entry(bytes).await? {
+                Some(Entry { key, record: Some(record) }) => _ = tables.insert((lane, key), record),
+                Some(Entry { key, record: None }) => _ = tables.remove(&(lane, key)),
+                None => {}
+            }
+        }
+        Ok(tables)
+    }
+
     async fn next_bytes(&mut self, deadline: Instant) -> Result<Option<Bytes>, ReadError> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

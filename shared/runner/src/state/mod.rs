@@ -8,6 +8,7 @@
 //! so none of them completes without what it read, whoever wrote it.
 
 mod codec;
+mod contents;
 mod lane;
 mod log;
 mod restore;
@@ -15,6 +16,7 @@ mod store;
 mod view;
 
 pub(crate) use codec::encode;
+pub use contents::read_state;
 pub(crate) use lane::LaneHandle;
 pub(crate) use restore::{Changelog, RestoreError};
 pub(crate) use store::{SharedStores, StoreError, Stores};
