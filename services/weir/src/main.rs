@@ -27,6 +27,7 @@ mod status;
 mod stream;
 mod supervise;
 mod tail;
+mod tenants;
 mod topics;
 mod up;
 
@@ -82,6 +83,8 @@ enum Command {
     Erase(erase::Args),
     /// Lanes that are stopped because too much was rejected, and letting them go on.
     Lanes(lanes::Args),
+    /// What tenants may use: limits, prices, and what becomes of a question over a limit.
+    Tenants(tenants::Args),
     /// Long pieces of work: bulk ingest and replays, and who does them.
     Jobs(jobs::Args),
     /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
@@ -118,6 +121,7 @@ impl Command {
             Self::Dlq(args) => dlq::run(args, context).await,
             Self::Erase(args) => erase::run(args, context).await,
             Self::Lanes(args) => lanes::run(args, context).await,
+            Self::Tenants(args) => tenants::run(args, context).await,
             Self::Jobs(args) => jobs::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,
             Self::Topics(args) => topics::run(args, context).await,
