@@ -10,6 +10,9 @@ use weir_contracts::TenantId;
 use weir_runner::{KafkaConfig, RegistryConfig};
 use weir_stack::Endpoints;
 
+/// Who acts where nobody is named.
+const DEFAULT_TENANT: &str = "default";
+
 /// Flags that every subcommand takes.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Where things are")]
@@ -44,9 +47,9 @@ pub struct GlobalArgs {
     /// Folder of the local stack.
     #[arg(long, global = true, value_name = "DIR", env = "WEIR_DATA", default_value = ".weir")]
     pub data: PathBuf,
-    /// Tenant to act as.
-    #[arg(long, global = true, env = "WEIR_TENANT", default_value = "default")]
-    pub tenant: TenantId,
+    /// Tenant to act as [default: default].
+    #[arg(long, global = true, env = "WEIR_TENANT")]
+    pub tenant: Option<TenantId>,
     /// Print JSON for scripts instead of text.
     #[arg(long, global = true)]
     pub json: bool,
@@ -61,6 +64,8 @@ pub struct Context {
     pub registry: RegistryConfig,
     /// Tenant to act as.
     pub tenant: TenantId,
+    /// The tenant that was named, if one was: commands that look at all tenants look at this one only.
+    pub only_tenant: Option<TenantId>,
     /// Print JSON instead of text.
     pub json: bool,
     /// Folder of the local stack.
@@ -102,10 +107,15 @@ impl Context {
             qdrant: named("qdrant", "url"),
         };
         fill_from_stack(&mut sections, &args.data);
+        let tenant = match &args.tenant {
+            Some(tenant) => tenant.clone(),
+            None => TenantId::parse(DEFAULT_TENANT)?,
+        };
         Ok(Self {
             kafka: section(&sections, "kafka")?,
             registry: section(&sections, "registry")?,
-            tenant: args.tenant,
+            tenant,
+            only_tenant: args.tenant,
             json: args.json,
             data: args.data,
             config_file: args.config,
@@ -142,6 +152,7 @@ impl Context {
             kafka: section(&sections, "kafka")?,
             registry: section(&sections, "registry")?,
             tenant: self.tenant.clone(),
+            only_tenant: self.only_tenant.clone(),
             json: self.json,
             data: data.to_path_buf(),
             config_file: self.config_file.clone(),

@@ -20,6 +20,7 @@ mod lanes;
 mod ledger;
 mod pipeline;
 mod progress;
+mod questions;
 mod schemas;
 mod send;
 mod stack;
@@ -85,6 +86,8 @@ enum Command {
     Lanes(lanes::Args),
     /// What tenants may use: limits, prices, and what becomes of a question over a limit.
     Tenants(tenants::Args),
+    /// Where a question is on its way to an answer.
+    Questions(questions::Args),
     /// Long pieces of work: bulk ingest and replays, and who does them.
     Jobs(jobs::Args),
     /// Start, stop and look at Kafka, the schema registry and Qdrant on this machine.
@@ -122,6 +125,7 @@ impl Command {
             Self::Erase(args) => erase::run(args, context).await,
             Self::Lanes(args) => lanes::run(args, context).await,
             Self::Tenants(args) => tenants::run(args, context).await,
+            Self::Questions(args) => questions::run(args, context).await,
             Self::Jobs(args) => jobs::run(args, context).await,
             Self::Stack(args) => stack::run(args, context).await,
             Self::Topics(args) => topics::run(args, context).await,
