@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use apache_avro::Schema;
+use apache_avro::schema::Name;
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 use apache_avro::types::Value;
 use apache_avro::writer::datum::GenericDatumWriter;
@@ -39,13 +40,26 @@ fn released() -> Vec<PathBuf> {
     versions
 }
 
-/// A JSON example as a value of the schema.
-fn value(json: &Json, schema: &Schema) -> Value {
+/// The record of this name somewhere in a schema.
+fn named<'a>(name: &Name, within: &'a Schema) -> Option<&'a Schema> {
+    match within {
+        Schema::Record(record) if record.name == *name => Some(within),
+        Schema::Record(record) => record.fields.iter().find_map(|field| named(name, &field.schema)),
+        Schema::Array(array) => named(name, &array.items),
+        Schema::Map(map) => named(name, &map.types),
+        Schema::Union(union) => union.variants().iter().find_map(|variant| named(name, variant)),
+        _ => None,
+    }
+}
+
+/// A JSON example as a value of the schema, which is a part of `root`.
+fn value(json: &Json, schema: &Schema, root: &Schema) -> Value {
     match (schema, json) {
+        (Schema::Ref { name }, _) => value(json, named(name, root).expect("a record of that name"), root),
         (Schema::Union(union), _) => {
             let wanted = union.variants().iter().position(|variant| matches!(variant, Schema::Null) == json.is_null());
             let index = wanted.expect("null, or a branch that is not");
-            Value::Union(u32::try_from(index).unwrap(), Box::new(value(json, &union.variants()[index])))
+            Value::Union(u32::try_from(index).unwrap(), Box::new(value(json, &union.variants()[index], root)))
         }
         (Schema::Null, Json::Null) => Value::Null,
         (Schema::Boolean, Json::Bool(flag)) => Value::Boolean(*flag),
@@ -61,16 +75,16 @@ fn value(json: &Json, schema: &Schema) -> Value {
             Value::Enum(u32::try_from(index).unwrap(), text.clone())
         }
         (Schema::Array(array), Json::Array(items)) => {
-            Value::Array(items.iter().map(|item| value(item, &array.items)).collect())
+            Value::Array(items.iter().map(|item| value(item, &array.items, root)).collect())
         }
         (Schema::Map(map), Json::Object(entries)) => {
-            Value::Map(entries.iter().map(|(key, entry)| (key.clone(), value(entry, &map.types))).collect())
+            Value::Map(entries.iter().map(|(key, entry)| (key.clone(), value(entry, &map.types, root))).collect())
         }
         (Schema::Record(record), Json::Object(entries)) => {
             let fields: BTreeSet<_> = record.fields.iter().map(|field| field.name.as_str()).collect();
             assert_eq!(fields, entries.keys().map(String::as_str).collect(), "fields of {}", record.name);
             let field = |field: &apache_avro::schema::RecordField| {
-                (field.name.clone(), value(&entries[&field.name], &field.schema))
+                (field.name.clone(), value(&entries[&field.name], &field.schema, root))
             };
             Value::Record(record.fields.iter().map(field).collect())
         }
@@ -82,7 +96,7 @@ fn value(json: &Json, schema: &Schema) -> Value {
 fn encoded(folder: &Path, name: &str) -> (Schema, Vec<u8>) {
     let schema = schema(&folder.join(format!("{name}.avsc")));
     let text = fs::read_to_string(folder.join(format!("examples/{name}.json"))).unwrap();
-    let example = value(&serde_json::from_str(&text).unwrap(), &schema);
+    let example = value(&serde_json::from_str(&text).unwrap(), &schema, &schema);
     let mut body = Vec::new();
     let writer = GenericDatumWriter::builder(&schema).build().unwrap();
     writer.write_value(&mut body, example).unwrap_or_else(|error| panic!("{name}: {error}"));

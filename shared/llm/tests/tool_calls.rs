@@ -70,7 +70,7 @@ async fn ask(behaviour: Behaviour, request: &ChatRequest, stream: bool) -> (Run,
 #[tokio::test]
 async fn calls_are_given_out_whole_and_in_order_streamed_or_not() {
     for stream in [true, false] {
-        let calls = [("c1", json!({ "x": 1, "note": "longer than one piece" })), ("c2", json!("{\"x\": "))];
+        let calls = [("c1", json!({ "note": "longer than one piece", "x": 1 })), ("c2", json!("{\"x\": "))];
         let (run, seen, provider) = ask(calling(calls), &request(), stream).await;
         let reply = run.reply.unwrap();
         let call =

@@ -95,9 +95,9 @@ macro_rules! files {
 
 /// Compiled in, so that the program needs no checkout. A test holds the list to the folder.
 const FILES: &[(&str, &str)] = files![
+    "answer-state",
     "answer-tokens",
     "answer.again",
-    "answer-state",
     "answers",
     "asks",
     "chunk.again",
