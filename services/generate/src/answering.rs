@@ -170,7 +170,8 @@ impl<R: Retrieve> Answering<R> {
         if let Some(reply) = case.journal.reply.clone().filter(|_| case.journal.agent.is_none()) {
             // An owner before heard it; only what was streamed is not known.
             let passages = case.journal.passages.clone().unwrap_or_default();
-            return Ok(Ok(complete(&reply, &passages, 0)));
+            let draft = complete(&reply, &passages, 0);
+            return Ok(Ok(Draft { prompt_version: case.ask.version.to_owned(), ..draft }));
         }
         if let Some(expired) = self.expired(case.ask, "before the question was worked on") {
             return Ok(Ok(expired));

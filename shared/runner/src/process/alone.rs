@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use metrics::histogram;
 use tokio::sync::OwnedMutexGuard;
-use weir_stage::{Change, Outcome};
+use weir_stage::{Change, Delivery, Outcome};
 
 use super::encode::{Encoded, Last};
 use super::{Prepared, Processor, RawRecord, Turns, Verdict, Wait, decode, panicked};
@@ -52,27 +52,46 @@ impl<S: Work> Processor<S> {
             None => (None, None),
         };
         let outcome = outcome.ok_or_else(|| Wait::Fatal("the stage returned no outcome for a record".into()))?;
+        let delivery = delivery.as_ref();
+        let (encoded, turn) = match outcome {
+            Outcome::Finally(change) => loop {
+                let made =
+                    |last: &mut Change<'_>| match std::panic::catch_unwind(AssertUnwindSafe(|| change.make(last))) {
+                        Ok(outcome) => outcome.map_err(Wait::from),
+                        Err(panic) => {
+                            last.clear();
+                            Ok(panicked(panic.as_ref()))
+                        }
+                    };
+                match self.close(raw, delivery, &lane, start, made).await {
+                    // Asked for while nobody waits; what the stage has done is not done again for it.
+                    Err(Wait::Unregistered(topic, schema)) => _ = self.schema_id(topic, schema).await?,
+                    closed => break closed?,
+                }
+            },
+            outcome => self.close(raw, delivery, &lane, start, |_| Ok(outcome)).await?,
+        };
+        histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
+        Ok((encoded, turn))
+    }
+
+    /// Has the last change made, and encodes what it says, while nobody else changes the state of the lane.
+    async fn close(
+        &mut self,
+        raw: &RawRecord,
+        delivery: Option<&Delivery<S::Input>>,
+        lane: &LaneHandle,
+        start: SystemTime,
+        made: impl FnOnce(&mut Change<'_>) -> Result<Outcome, Wait> + Send,
+    ) -> Result<(Encoded, OwnedMutexGuard<()>), Wait> {
         let turn = lane.turn().await?;
         let mut last = Last { change: Change::new(&turn, raw.timestamp), others_wait: true };
-        let outcome = match outcome {
-            Outcome::Finally(change) => {
-                match std::panic::catch_unwind(AssertUnwindSafe(|| change.make(&mut last.change))) {
-                    Ok(outcome) => outcome?,
-                    Err(panic) => {
-                        last.change.clear();
-                        panicked(panic.as_ref())
-                    }
-                }
-            }
-            outcome => outcome,
-        };
-        let mut encoded = self.encode(raw, delivery.as_ref(), outcome, start, &mut last).await?;
+        let outcome = made(&mut last.change)?;
+        let mut encoded = self.encode(raw, delivery, outcome, start, &mut last).await?;
         if matches!(encoded.verdict, Verdict::Retried(_)) {
             self.retry.spread(encoded.outputs.iter_mut(), start, &mut rand::rng());
         }
         let writes = last.change.into_writes();
-        let turn = turn.close(writes, raw.timestamp, EXPIRED_WITH_ONE)?;
-        histogram!(metric::PROCESS_SECONDS, "stage" => self.name).record(clock.elapsed().as_secs_f64());
-        Ok((encoded, turn))
+        Ok((encoded, turn.close(writes, raw.timestamp, EXPIRED_WITH_ONE)?))
     }
 }
