@@ -222,7 +222,7 @@ impl<R: Retrieve> Answering<R> {
                 return Ok(Ended::Stopped(stop));
             }
             if let Some(expired) = self.expired(case.ask, "while a model was answering") {
-                return Ok(Ended::Instead(Instead::Draft(expired)));
+                return Ok(Ended::Instead(Instead::Draft(Box::new(expired))));
             }
             let request = self.request(case.ask, agent);
             let (most, cost) = chain.most(&request);

@@ -70,7 +70,7 @@ pub struct Answering<R> {
 /// Why a question has no answer yet, and what becomes of it instead.
 pub(crate) enum Instead {
     /// This answer, which no model gave.
-    Draft(Draft),
+    Draft(Box<Draft>),
     /// It lies among the dead letters.
     Reject(Failure),
     /// It waits for the answer of another.
@@ -154,7 +154,7 @@ impl<R: Retrieve> Answering<R> {
         let ask = case.ask;
         let mut draft = match self.draft(&mut case, state).await? {
             Ok(draft) => draft,
-            Err(Instead::Draft(draft)) => draft,
+            Err(Instead::Draft(draft)) => *draft,
             Err(Instead::Reject(failure)) => return Ok(Outcome::reject(failure)),
             Err(Instead::Joined) => return Ok(joined()),
             Err(Instead::OverLimit(refusal)) => return case.over_limit(&refusal),
@@ -233,7 +233,8 @@ impl<R: Retrieve> Answering<R> {
                     counter!(metric::RETRIEVAL_FALLBACKS, "to" => "none").increment(1);
                     let reason = format!("the search did not answer ({error}): nothing could be looked up");
                     let draft = Draft::without_text(AnswerStatus::NoContext, reason);
-                    return Ok(Err(Instead::Draft(Draft { provenance: Provenance::Degraded, timings, ..draft })));
+                    let draft = Draft { provenance: Provenance::Degraded, timings, ..draft };
+                    return Ok(Err(Instead::Draft(Box::new(draft))));
                 }
             },
             Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
@@ -244,7 +245,7 @@ impl<R: Retrieve> Answering<R> {
         if !searches && !any_relevant(ask.text(), &passages, &self.parts.config) {
             let mut draft = Draft::without_text(AnswerStatus::NoContext, None);
             draft.timings = timings;
-            return Ok(Err(Instead::Draft(draft)));
+            return Ok(Err(Instead::Draft(Box::new(draft))));
         }
         Ok(Ok(Gathered { passages, timings, fallback }))
     }

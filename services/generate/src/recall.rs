@@ -12,11 +12,14 @@ use crate::retrieve::Wanted;
 /// Searches that are remembered.
 const REMEMBERED: usize = 2_000;
 
+/// What was found, and when, by what was looked for.
+type Results = HashMap<[u8; 32], (Instant, Vec<Passage>)>;
+
 /// Results of searches, each for a limited time.
 #[derive(Debug)]
 pub(crate) struct Recall {
     kept: Duration,
-    results: Mutex<HashMap<[u8; 32], (Instant, Vec<Passage>)>>,
+    results: Mutex<Results>,
 }
 
 impl Recall {
@@ -25,7 +28,7 @@ impl Recall {
         Self { kept, results: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], (Instant, Vec<Passage>)>> {
+    fn lock(&self) -> MutexGuard<'_, Results> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -12,9 +12,12 @@ use weir_stage::StageError;
 const WAIT: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Tenants by name.
+type Table = HashMap<String, Arc<Tenant>>;
+
 /// What tenants may use, as the table says by now. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Tenants(Arc<RwLock<Option<HashMap<String, Arc<Tenant>>>>>);
+pub struct Tenants(Arc<RwLock<Option<Table>>>);
 
 /// What the questions of a tenant may use.
 #[derive(Debug, Clone, Default)]
