@@ -250,6 +250,9 @@ async fn a_models_answer_is_streamed_and_without_one_it_is_extractive(house: &mu
             ("WEIR_LLM__PROVIDERS__A__MODEL", "first"),
             ("WEIR_LLM__PROVIDERS__B__BASE_URL", &whole.base_url()),
             ("WEIR_LLM__PROVIDERS__B__MODEL", "second"),
+            // What follows asks the same question again.
+            ("WEIR_GENERATE__CACHE_FRESH_S", "0"),
+            ("WEIR_GENERATE__CACHE_STALE_S", "0"),
             // The next provider at once, instead of the first one again.
             ("WEIR_LLM__RETRIES__MAX", "0"),
         ],

@@ -62,12 +62,12 @@ fn assert_numbered(topics: &TestTopics, of_each: usize) {
 #[test]
 fn a_step_that_was_committed_is_not_done_again_over_kills_and_a_lost_disk() {
     let topics = topics("steps", LANES);
-    feed(&topics, LANES, 1_200, |n| n * 7_919 % 1_500);
+    feed(&topics, LANES, 1_200, |n| n * 7_919 % 2_000);
     let folder = tempfile::tempdir().unwrap();
     let options = ["--concurrent", "60", "--static-membership"];
     let mut process = relay(&topics, "0", folder.path(), &[], &options);
     for round in 1..=4 {
-        eventually("it gets on", PATIENCE, || topics.read("relay-out", Isolation::Committed).len() >= round * 200);
+        eventually("it gets on", PATIENCE, || topics.read("relay-out", Isolation::Committed).len() >= round * 130);
         assert!(topics.lag("relay", "relay-in") > 0, "there is nothing left to be killed for");
         process.kill();
         if round == 2 {
@@ -114,9 +114,10 @@ fn an_owner_that_was_frozen_past_its_session_does_nothing_more_when_it_wakes_up(
     assert_eq!(freeze("lease", &[]), Vec::<String>::new());
 }
 
-/// The negative control.
+/// The negative control. Now and then an owner that wakes up hears that its lanes are gone before it comes to act: that proves
+/// nothing either way.
 #[test]
 fn without_its_lease_an_owner_that_wakes_up_does_everything_once_more() {
-    let repeated = freeze("no-lease", &[("WEIR_TEST_WITHOUT".into(), "lease".into())]);
-    assert!(!repeated.is_empty(), "nothing was repeated: the check proves nothing");
+    let mut tries = (1..=4).map(|n| freeze(&format!("no-lease-{n}"), &[("WEIR_TEST_WITHOUT".into(), "lease".into())]));
+    assert!(tries.any(|repeated| !repeated.is_empty()), "nothing was repeated: the check proves nothing");
 }
