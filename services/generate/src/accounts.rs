@@ -35,7 +35,7 @@ impl Refusal {
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, which {} has", self.refused, self.whose)
+        write!(f, "for {}, {}", self.whose, self.refused)
     }
 }
 
