@@ -11,7 +11,7 @@ use weir_stage::{Change, ConcurrentStage, Delivery, Failure, LaneState, Outcome,
 use crate::accounts::Refusal;
 use crate::agent::Agents;
 use crate::ask::Ask;
-use crate::case::{Case, Opened, fail};
+use crate::case::{Case, Opened, fail, wait_for_key};
 use crate::cite::citation;
 use crate::clock::Clock;
 use crate::config::GenerateConfig;
@@ -73,8 +73,8 @@ pub(crate) enum Instead {
     Draft(Box<Draft>),
     /// It lies among the dead letters.
     Reject(Failure),
-    /// It waits for the answer of another.
-    Joined,
+    /// It waits for the answer of another: the slot, and what was asked.
+    Joined(String, String),
     /// A limit is in the way.
     OverLimit(Refusal),
 }
@@ -156,7 +156,7 @@ impl<R: Retrieve> Answering<R> {
             Ok(draft) => draft,
             Err(Instead::Draft(draft)) => *draft,
             Err(Instead::Reject(failure)) => return Ok(Outcome::reject(failure)),
-            Err(Instead::Joined) => return Ok(joined()),
+            Err(Instead::Joined(slot, asked)) => return Ok(case.join(slot, asked)),
             Err(Instead::OverLimit(refusal)) => return case.over_limit(&refusal),
         };
         if ask.question.created_at > 0 {
@@ -324,11 +324,6 @@ pub(crate) fn failed(error: &dyn std::error::Error) -> Failure {
     Failure::new(UNANSWERED, error)
 }
 
-fn joined() -> Outcome {
-    counter!(metric::SHARED, "by" => "joined").increment(1);
-    Outcome::skip("joined")
-}
-
 impl<R: Retrieve> ConcurrentStage for Answering<R> {
     type Input = Question;
 
@@ -382,7 +377,9 @@ impl<R: Retrieve> ConcurrentStage for Answering<R> {
                     failure: Failure::new("crowded", "too many requests wait for the same answer"),
                     wait: CROWDED,
                 },
-                Found::Joined | Found::Leads => joined(),
+                Found::Running | Found::Leads => {
+                    wait_for_key(&ask, ask.question.idempotency_key.as_deref().unwrap_or_default())
+                }
             }),
         }
     }

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::draft::{Draft, outputs};
 use crate::journal::{Journal, OpenCall, Spent, Step, StoredReply, load, stored};
 use crate::metric;
-use crate::slot::{Found, close, fingerprint, hand_over, join, key_slot, shared};
+use crate::slot::{Found, Visitor, claim, close, fingerprint, hand_over, key_slot, shared, wait};
 use crate::tenants::Policy;
 use crate::watch;
 
@@ -150,7 +150,7 @@ impl<'a> Case<'a> {
         let slot = question.idempotency_key.as_ref().map(|key| key_slot(question, key));
         if let Some(key) = &slot {
             let asked = fingerprint(question, self.ask.text(), self.ask.version);
-            if let Some(found) = join(change, key, &asked, self.ask)? {
+            if let Some(found) = claim(change, key, &asked, &Visitor::of(self.ask))? {
                 return Ok(Some(Turned::Elsewhere(found)));
             }
         }
@@ -169,28 +169,35 @@ impl<'a> Case<'a> {
         Ok(None)
     }
 
-    /// Whether another request that is worked on will answer this one too, which waits with it then. Else this one is the first.
-    pub(crate) async fn join(&mut self, key: String, asked: &str) -> Result<bool, StageError> {
-        let (ask, state, own) = (self.ask, self.state, self.key());
+    /// Whether another request is worked on that will answer this one too. Else this one is the first.
+    pub(crate) async fn is_under_way_elsewhere(&mut self, key: &str, asked: &str) -> Result<bool, StageError> {
+        let (state, own, visitor) = (self.state, self.key(), Visitor::of(self.ask));
         let journal = &mut self.journal;
-        let joined = state.update(|change| match join(change, &key, asked, ask)? {
-            Some(Found::Joined) => {
-                leave(change, &journal.accounts)?;
-                change.remove(&own);
-                hand_over(change, &journal.leads, &own, &key)?;
-                Ok(true)
-            }
-            // Whoever can't wait with it asks for itself.
-            Some(_) => Ok(false),
+        let looked = state.update(|change| match claim(change, key, asked, &visitor)? {
+            Some(found) => Ok(found == Found::Running),
             None => {
-                if !journal.leads.contains(&key) {
-                    journal.leads.push(key.clone());
+                if !journal.leads.iter().any(|lead| lead == key) {
+                    journal.leads.push(key.to_owned());
                     change.put(&own, stored(journal)?);
                 }
                 Ok(false)
             }
         });
-        joined.await
+        looked.await
+    }
+
+    /// It waits for the answer of the one that is worked on, and with it those who wait for its own.
+    pub(crate) fn join(self, key: String, asked: String) -> Outcome {
+        let (own, visitor, journal) = (self.key(), Visitor::of(self.ask), self.journal);
+        Outcome::finally(move |change| {
+            if !wait(change, &key, &asked, &visitor)? {
+                return Ok(look_again());
+            }
+            leave(change, &journal.accounts)?;
+            change.remove(&own);
+            hand_over(change, &journal.leads, &own, &key)?;
+            Ok(joined())
+        })
     }
 
     /// Writes the journal as it is, with what has been settled since.
@@ -279,6 +286,24 @@ impl<'a> Case<'a> {
             Ok(Outcome::Emit(outputs(&answer, &usages, waiters.iter().map(|w| shared(&answer, w, now)))))
         }))
     }
+}
+
+/// A request that waits for the answer of another with its idempotency key.
+pub(crate) fn wait_for_key(ask: &Ask<'_>, key: &str) -> Outcome {
+    let (slot, visitor) = (key_slot(ask.question, key), Visitor::of(ask));
+    let asked = fingerprint(ask.question, ask.text(), ask.version);
+    Outcome::finally(move |change| Ok(if wait(change, &slot, &asked, &visitor)? { joined() } else { look_again() }))
+}
+
+fn joined() -> Outcome {
+    counter!(metric::SHARED, "by" => "joined").increment(1);
+    Outcome::skip("joined")
+}
+
+/// The one it was to wait for has ended meanwhile.
+fn look_again() -> Outcome {
+    let failure = Failure::new("crowded", "the request it was to wait for has just ended");
+    Outcome::Postpone { failure, wait: Duration::from_secs(1) }
 }
 
 /// What a question that lies among the dead letters from now on says to those who wait, and what is kept of it.

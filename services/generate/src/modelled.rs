@@ -43,7 +43,7 @@ impl<R: Retrieve> Answering<R> {
         let known = self.look_up(case, state, chain, passages).await?;
         let known = match known {
             Known::Answer(draft) => return Ok(Ok(Draft { timings, ..*draft })),
-            Known::Joined => return Ok(Err(Instead::Joined)),
+            Known::Joined(slot, asked) => return Ok(Err(Instead::Joined(slot, asked))),
             Known::Stale(cached) => Some(cached),
             Known::Nothing => None,
         };
@@ -176,8 +176,8 @@ impl<R: Retrieve> Answering<R> {
             return Ok(Known::Answer(Box::new(cached_draft(cached, Provenance::Cached, now))));
         }
         counter!(metric::CACHE, "result" => "miss").increment(1);
-        if case.join(flight, &question).await? {
-            return Ok(Known::Joined);
+        if case.is_under_way_elsewhere(&flight, &question).await? {
+            return Ok(Known::Joined(flight, question));
         }
         case.keep = Some(Keep { key, basis, for_millis });
         Ok(cached.map_or(Known::Nothing, |cached| Known::Stale(Box::new(cached))))
@@ -212,7 +212,7 @@ impl<R: Retrieve> Answering<R> {
 /// What is known of a question before a model is asked.
 enum Known {
     Answer(Box<Draft>),
-    Joined,
+    Joined(String, String),
     Stale(Box<Cached>),
     Nothing,
 }

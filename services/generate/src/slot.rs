@@ -44,6 +44,24 @@ pub(crate) struct Waiter {
     pub(crate) deadline: Option<i64>,
 }
 
+/// A request as a slot sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Visitor {
+    journal: String,
+    waiter: Waiter,
+}
+
+impl Visitor {
+    pub(crate) fn of(ask: &Ask<'_>) -> Self {
+        let waiter = Waiter {
+            request_id: ask.question.request_id.clone(),
+            asked_at: ask.question.created_at,
+            deadline: ask.deadline.map(weir_contracts::Deadline::millis),
+        };
+        Self { journal: ask.journal_key(), waiter }
+    }
+}
+
 /// What a request finds.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Found {
@@ -51,8 +69,8 @@ pub(crate) enum Found {
     Leads,
     /// It was answered.
     Answered(Box<Answer>),
-    /// Another one is worked on, and this one waits with it.
-    Joined,
+    /// Another one is worked on, and this one may wait with it.
+    Running,
     /// So many wait that no more may.
     Full,
     /// Something else was asked under the same key.
@@ -61,37 +79,29 @@ pub(crate) enum Found {
 
 impl Slot {
     /// A slot of which this request is the first.
-    pub(crate) fn led_by(ask: &Ask<'_>, fingerprint: String) -> Self {
+    fn led_by(visitor: &Visitor, fingerprint: String) -> Self {
         Self {
             fingerprint,
-            leader: ask.journal_key(),
-            request_id: ask.question.request_id.clone(),
+            leader: visitor.journal.clone(),
+            request_id: visitor.waiter.request_id.clone(),
             answer: None,
             waiters: Vec::new(),
             keys: Vec::new(),
         }
     }
 
-    /// What a request finds here; one that joins is noted.
-    pub(crate) fn visit(&mut self, ask: &Ask<'_>, fingerprint: &str) -> Found {
+    /// What a request finds here.
+    fn visit(&self, visitor: &Visitor, fingerprint: &str) -> Found {
         if self.fingerprint != fingerprint {
             return Found::Conflict(self.request_id.clone());
         }
         if let Some(answer) = &self.answer {
             return Found::Answered(answer.clone());
         }
-        if self.leader == ask.journal_key() {
+        if self.leader == visitor.journal {
             return Found::Leads;
         }
-        if self.waiters.len() >= MAX_WAITERS {
-            return Found::Full;
-        }
-        self.waiters.push(Waiter {
-            request_id: ask.question.request_id.clone(),
-            asked_at: ask.question.created_at,
-            deadline: ask.deadline.map(weir_contracts::Deadline::millis),
-        });
-        Found::Joined
+        if self.waiters.len() >= MAX_WAITERS { Found::Full } else { Found::Running }
     }
 }
 
@@ -118,22 +128,30 @@ pub(crate) fn fingerprint(question: &Question, text: &str, version: &str) -> Str
     hex::encode(length_prefixed_hash(&parts))
 }
 
-/// Looks into a slot: none when this request is the first.
-pub(crate) fn join(
+/// Looks into a slot, and takes it when nobody has: none when this request is the first.
+pub(crate) fn claim(
     change: &mut Change<'_>,
     key: &str,
     asked: &str,
-    ask: &Ask<'_>,
+    visitor: &Visitor,
 ) -> Result<Option<Found>, StageError> {
-    let mut slot = match load::<Slot>(change, key)? {
-        Some(slot) => slot,
-        None => Slot::led_by(ask, asked.to_owned()),
+    let Some(slot) = load::<Slot>(change, key)? else {
+        change.put(key, stored(&Slot::led_by(visitor, asked.to_owned()))?);
+        return Ok(None);
     };
-    let found = slot.visit(ask, asked);
-    if matches!(found, Found::Leads | Found::Joined) {
+    Ok(Some(slot.visit(visitor, asked)).filter(|found| *found != Found::Leads))
+}
+
+/// Lets a request wait for the one that is worked on; false when none is any more. To be made true together with the request's
+/// own end, or it could be answered twice.
+pub(crate) fn wait(change: &mut Change<'_>, key: &str, asked: &str, visitor: &Visitor) -> Result<bool, StageError> {
+    let Some(mut slot) = load::<Slot>(change, key)? else { return Ok(false) };
+    let running = slot.visit(visitor, asked) == Found::Running;
+    if running {
+        slot.waiters.push(visitor.waiter.clone());
         change.put(key, stored(&slot)?);
     }
-    Ok(Some(found).filter(|found| *found != Found::Leads))
+    Ok(running)
 }
 
 /// Those who wait with a request that itself waits with another one from now on wait with that one, too.
