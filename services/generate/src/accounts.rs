@@ -9,7 +9,7 @@ use crate::journal::{OpenCall, load, stored};
 use crate::tenants::Charged;
 
 /// How long a question waits for others that are under way, before it looks again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A limit that is in the way.
 #[derive(Debug, Clone)]

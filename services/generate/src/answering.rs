@@ -11,7 +11,7 @@ use weir_stage::{Change, ConcurrentStage, Delivery, Failure, LaneState, Outcome,
 use crate::accounts::Refusal;
 use crate::agent::Agents;
 use crate::ask::Ask;
-use crate::case::{Case, Opened, fail, wait_for_key};
+use crate::case::{Case, Opened, fail, look_again, wait_for_key};
 use crate::cite::citation;
 use crate::clock::Clock;
 use crate::config::GenerateConfig;
@@ -28,9 +28,6 @@ use crate::slot::{Found, as_answer_of};
 use crate::stream::TokenSink;
 use crate::tenants::Tenants;
 use crate::watch::PromptBaselines;
-
-/// How long a question waits that finds too many others waiting for the same answer.
-const CROWDED: Duration = Duration::from_secs(1);
 
 /// What answering is made of.
 pub struct Parts<R> {
@@ -373,10 +370,7 @@ impl<R: Retrieve> ConcurrentStage for Answering<R> {
                     let reason = format!("its idempotency key came with another question before, as request {first}");
                     settled(Draft::without_text(AnswerStatus::Conflict, reason))
                 }
-                Found::Full => Outcome::Postpone {
-                    failure: Failure::new("crowded", "too many requests wait for the same answer"),
-                    wait: CROWDED,
-                },
+                Found::Full => look_again("too many requests wait for the same answer"),
                 Found::Running | Found::Leads => {
                     wait_for_key(&ask, ask.question.idempotency_key.as_deref().unwrap_or_default())
                 }

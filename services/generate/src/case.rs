@@ -10,7 +10,7 @@ use weir_llm::{Call, Completion, Ledger, NanoUsd, Planned, Withheld};
 use weir_runner::{Mechanism, is_switched_off};
 use weir_stage::{Change, Failure, LaneState, Outcome, StageError};
 
-use crate::accounts::{Refusal, Unsettled, admit, leave, reserve, settle, settle_all};
+use crate::accounts::{LOOK_AGAIN, Refusal, Unsettled, admit, leave, reserve, settle, settle_all};
 use crate::ask::Ask;
 use crate::cache::Cached;
 use crate::clock::Clock;
@@ -23,6 +23,9 @@ use crate::watch;
 
 /// How long the journal of a question is kept that lies among the dead letters, milliseconds.
 const FAILED_KEPT: i64 = 30 * 86_400_000;
+
+/// Why a request that was to wait does not.
+const ENDED: &str = "the request it was to wait for has just ended";
 
 /// A question that is worked on.
 pub(crate) struct Case<'a> {
@@ -191,7 +194,7 @@ impl<'a> Case<'a> {
         let (own, visitor, journal) = (self.key(), Visitor::of(self.ask), self.journal);
         Outcome::finally(move |change| {
             if !wait(change, &key, &asked, &visitor)? {
-                return Ok(look_again());
+                return Ok(look_again(ENDED));
             }
             leave(change, &journal.accounts)?;
             change.remove(&own);
@@ -292,7 +295,9 @@ impl<'a> Case<'a> {
 pub(crate) fn wait_for_key(ask: &Ask<'_>, key: &str) -> Outcome {
     let (slot, visitor) = (key_slot(ask.question, key), Visitor::of(ask));
     let asked = fingerprint(ask.question, ask.text(), ask.version);
-    Outcome::finally(move |change| Ok(if wait(change, &slot, &asked, &visitor)? { joined() } else { look_again() }))
+    Outcome::finally(move |change| {
+        Ok(if wait(change, &slot, &asked, &visitor)? { joined() } else { look_again(ENDED) })
+    })
 }
 
 fn joined() -> Outcome {
@@ -300,10 +305,9 @@ fn joined() -> Outcome {
     Outcome::skip("joined")
 }
 
-/// The one it was to wait for has ended meanwhile.
-fn look_again() -> Outcome {
-    let failure = Failure::new("crowded", "the request it was to wait for has just ended");
-    Outcome::Postpone { failure, wait: Duration::from_secs(1) }
+/// A request that can't wait for another one now comes back, and looks again.
+pub(crate) fn look_again(reason: &str) -> Outcome {
+    Outcome::Postpone { failure: Failure::new("crowded", reason), wait: LOOK_AGAIN }
 }
 
 /// What a question that lies among the dead letters from now on says to those who wait, and what is kept of it.
