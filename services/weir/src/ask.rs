@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use color_eyre::eyre::{bail, eyre};
 use serde_json::json;
 use uuid::Uuid;
-use weir_contracts::{Answer, AnswerStatus, AnswerToken, Citation, Question, RequestId, TenantId, Topic, header};
+use weir_contracts::{
+    Answer, AnswerStatus, AnswerToken, Citation, Question, RequestId, Shown, TenantId, TokenStream, Topic, header,
+};
 use weir_runner::{Publisher, Registry};
 use weir_stage::Output;
 
@@ -16,7 +18,6 @@ use crate::context::Context;
 use crate::ingest::{key_value, unique};
 use crate::progress::{Activity, Ink, human, now_millis, shorten};
 use crate::send::new_traceparent;
-use crate::stream::{Shown, TokenStream};
 use crate::tail::{self, Tail};
 
 /// Beyond the deadline, for an answer that says it has passed.

@@ -25,7 +25,6 @@ mod schemas;
 mod send;
 mod stack;
 mod status;
-mod stream;
 mod supervise;
 mod tail;
 mod tenants;

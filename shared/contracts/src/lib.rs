@@ -12,6 +12,7 @@ mod record;
 mod records;
 mod revision;
 mod time;
+mod token_stream;
 mod topics;
 mod wire;
 
@@ -29,6 +30,7 @@ pub use records::{
 };
 pub use revision::{InvalidRevision, Revision};
 pub use time::unix_millis;
+pub use token_stream::{Shown, TokenStream};
 pub use topics::{
     Cleanup, DEFAULT_LANES, DEFAULT_PREFIX, Partitions, RETRY_TIERS, RETURNING, Topic, TopicNames, again_of,
     again_topic, dead_letter_topic,

@@ -1,8 +1,11 @@
-//! Follows the tokens of an answer: the highest attempt counts, and starting over is said.
+//! The text of an answer from the pieces it is streamed in, for whoever reads `answer-tokens`: live, late, or again after the
+//! connection was lost.
+//!
+//! The highest attempt counts, and starting over is said. Only the record in `answers` ends a stream.
 
 use std::collections::BTreeMap;
 
-use weir_contracts::{Answer, AnswerToken};
+use crate::{Answer, AnswerToken};
 
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +16,7 @@ pub enum Shown {
     StartOver,
 }
 
-/// The text of an answer while it arrives.
+/// The text of an answer while it arrives. Pieces may come late, twice or in any order.
 #[derive(Debug, Default)]
 pub struct TokenStream {
     attempt: i32,
@@ -63,8 +66,11 @@ impl TokenStream {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
     use super::*;
-    use weir_contracts::{AnswerStatus, Provenance, RequestId, TenantId};
+    use crate::{AnswerStatus, Provenance, RequestId, TenantId};
 
     fn token(attempt: i32, sequence: i32, delta: &str) -> AnswerToken {
         AnswerToken {
