@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STAGE: &str = "answer";
 const DEAD: &str = "dlq.answer";
 const AGAIN: &str = "answer.again";
-const REPLAY: Action = Action::Replay { max_replays: 3, parked: false };
+const REPLAY: Action = Action::Replay { max_replays: 3, parked: false, restart: false };
 /// As topics/*.toml declares it for both.
 const TWICE_A_RECORD: &str = "2097152";
 
@@ -281,7 +281,7 @@ async fn what_comes_back_again_and_again_is_parked() {
     assert!(parked[0].parked().unwrap().reason.contains("3 times"), "{parked:?}");
     assert_eq!(act(&topics, Filter::default(), &REPLAY).await, Report { left: 1, ..Report::default() });
     assert_eq!(returned(&topics).len(), 3, "what is parked does not go back by itself");
-    let asked_for = Action::Replay { max_replays: 3, parked: true };
+    let asked_for = Action::Replay { max_replays: 3, parked: true, restart: false };
     assert_eq!(act(&topics, Filter::default(), &asked_for).await.replayed, 1);
     came_back(4);
     assert!(letters(&topics).list(Filter::default()).await.unwrap()[0].parked().is_none());

@@ -36,6 +36,8 @@ pub mod header {
     pub const DEAD_LETTER_KEY: &str = "weir-dead-letter-key";
     /// How often the dead letter was replayed.
     pub const REPLAYS: &str = "weir-replays";
+    /// Whether a replayed record begins from the beginning, though a journal knows how far it was.
+    pub const RESTART: &str = "weir-restart";
     /// Why the dead letter is parked: replaying many passes it over until somebody has looked at it.
     pub const PARKED: &str = "weir-parked";
     /// When it was parked, milliseconds since the Unix epoch.

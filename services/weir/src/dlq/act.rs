@@ -29,6 +29,7 @@ Examples:
   weir dlq replay --stage extract --text 'password' --dry-run
   weir dlq replay --parked --stage extract --document reports/q1.pdf
   weir dlq replay --all --job --key after-the-outage
+  weir dlq replay --stage answer --class unanswered --restart
   EDITOR=nano weir dlq replay 4a6f21c09b3d --edit")]
 pub struct Replay {
     #[command(flatten)]
@@ -41,8 +42,12 @@ pub struct Replay {
     /// What was replayed this often and came back is parked instead.
     #[arg(long, value_name = "TIMES", default_value_t = 3)]
     max_replays: u32,
+    /// From the beginning. Without it a question goes on at the step that failed, and no call of a model that ended is made,
+    /// or paid for, again.
+    #[arg(long)]
+    restart: bool,
     /// Open the record of one dead letter in $EDITOR, as JSON, and replay what was made of it. It must fit its schema.
-    #[arg(long, conflicts_with_all = ["all", "parked", "max_replays", "job"])]
+    #[arg(long, conflicts_with_all = ["all", "parked", "max_replays", "restart", "job"])]
     edit: bool,
     #[command(flatten)]
     submission: Submission,
@@ -113,19 +118,19 @@ pub struct Carrying {
 /// # Errors
 /// When nothing was chosen, or it can't be done.
 pub async fn replay(args: Replay, context: &Context) -> color_eyre::Result<ExitCode> {
-    let Replay { choice, how, parked, max_replays, edit, submission } = args;
+    let Replay { choice, how, parked, max_replays, restart, edit, submission } = args;
     if edit {
         let plan = edit::edited(&choice, context).await?;
         return carry_out(vec![plan], &how.carrying, "replayed", context).await;
     }
     choice.demand(how.all, context)?;
-    let action = Action::Replay { max_replays, parked };
+    let action = Action::Replay { max_replays, parked, restart };
     if submission.job && !how.carrying.dry_run {
         // Ids that name none, or several, are refused before anything is submitted.
         plan(&choice, choice.filter(context), &action, context).await?;
         let (stages, filter, rate) = (choice.stages()?, choice.filter(context), how.carrying.rate);
         let tenant = filter.tenant.clone();
-        let spec = ReplaySpec { stages, filter, max_replays, parked, rate };
+        let spec = ReplaySpec { stages, filter, max_replays, parked, restart, rate };
         return submission.submit(jobs::Replay::NAME, tenant, &spec, false, context).await;
     }
     let plans = plan(&choice, choice.filter(context), &action, context).await?;
@@ -290,7 +295,10 @@ fn fate(step: &Step, context: &Context) -> String {
     let stage = &step.letter.stage;
     let full = |name: String| context.kafka.topics().full_name(&name);
     match &step.decision {
-        Decision::Replay { lane } => format!("replayed into {}, lane {lane}", full(again_topic(stage))),
+        Decision::Replay { lane, restart } => {
+            let anew = if *restart { ", from the beginning" } else { "" };
+            format!("replayed into {}, lane {lane}{anew}", full(again_topic(stage)))
+        }
         Decision::Discard => format!("removed from {}", full(dead_letter_topic(stage))),
         Decision::Park { reason } => format!("parked: {reason}"),
         Decision::Replace => "replaced by what is imported".to_owned(),

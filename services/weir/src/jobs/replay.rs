@@ -32,6 +32,9 @@ pub struct ReplaySpec {
     pub max_replays: u32,
     /// Parked ones too.
     pub parked: bool,
+    /// From the beginning.
+    #[serde(default)]
+    pub restart: bool,
     /// Dead letters a second, at most.
     pub rate: Option<NonZeroU32>,
 }
@@ -63,7 +66,7 @@ impl JobKind for Replay {
             let checkpoint: Option<Checkpoint> =
                 job.checkpoint.as_deref().map(serde_json::from_str).transpose().map_err(invalid)?;
             spec.filter.before = Some(spec.filter.before.unwrap_or(i64::MAX).min(job.submitted_at));
-            let action = Action::Replay { max_replays: spec.max_replays, parked: spec.parked };
+            let action = Action::Replay { max_replays: spec.max_replays, parked: spec.parked, restart: spec.restart };
             let mut plans = Vec::new();
             for stage in &spec.stages {
                 let plan = DeadLetters::of(&self.kafka, stage).plan(spec.filter.clone(), &action).await;

@@ -18,6 +18,9 @@ pub enum Action {
         max_replays: u32,
         /// Parked ones too, however often they came back.
         parked: bool,
+        /// From the beginning: steps that ended before are done, and paid for, once more. Else a stage that keeps a journal
+        /// goes on at the step that failed.
+        restart: bool,
     },
     /// Remove them for good.
     Discard,
@@ -36,6 +39,8 @@ pub enum Decision {
     Replay {
         /// The lane in which it is produced.
         lane: Lane,
+        /// From the beginning, whatever was done before.
+        restart: bool,
     },
     /// It is removed.
     Discard,
@@ -63,7 +68,7 @@ impl Action {
             Self::Replay { max_replays, .. } if !parked && letter.replays() >= *max_replays => {
                 Decision::Park { reason: format!("replayed {} times, and rejected again", letter.replays()) }
             }
-            Self::Replay { .. } => Decision::Replay { lane: current_lane(letter) },
+            Self::Replay { restart, .. } => Decision::Replay { lane: current_lane(letter), restart: *restart },
             Self::Discard => Decision::Discard,
             Self::Park { .. } if parked => Decision::Leave { reason: "it is parked already" },
             Self::Park { reason } => Decision::Park { reason: reason.clone() },
@@ -101,9 +106,9 @@ impl Topics {
     /// The records that make a decision true, all in one transaction. `letter` has its value where that is needed.
     pub(crate) fn records(&self, letter: DeadLetter, decision: &Decision, now: SystemTime) -> Vec<EncodedRecord> {
         match decision {
-            Decision::Replay { lane } => {
+            Decision::Replay { lane, restart } => {
                 let tombstone = self.tombstone(&letter);
-                vec![self.returning(letter, *lane), tombstone]
+                vec![self.returning(letter, *lane, *restart), tombstone]
             }
             Decision::Discard => vec![self.tombstone(&letter)],
             Decision::Park { reason } => {
@@ -119,9 +124,10 @@ impl Topics {
 
     /// The rejected record as its stage gets it again: its own bytes, key and headers; its id, origin and revision, so
     /// that it is known when it fails again; attempts from the beginning.
-    fn returning(&self, letter: DeadLetter, lane: Lane) -> EncodedRecord {
-        const PAST: [&str; 6] = [
+    fn returning(&self, letter: DeadLetter, lane: Lane, restart: bool) -> EncodedRecord {
+        const PAST: [&str; 7] = [
             header::ATTEMPT,
+            header::RESTART,
             header::NOT_BEFORE,
             header::DEAD_LETTER_AT,
             header::DEAD_LETTER_KEY,
@@ -133,6 +139,9 @@ impl Topics {
         let mut headers = letter.headers;
         headers.0.retain(|(name, _)| !PAST.contains(&name.as_str()));
         headers.set(header::REPLAYS, replays.to_string());
+        if restart {
+            headers.set(header::RESTART, "true");
+        }
         if headers.get(header::DEAD_LETTER).is_none() {
             headers.set(header::DEAD_LETTER, letter.key);
         }
@@ -183,7 +192,7 @@ mod tests {
     ];
 
     fn replay(max_replays: u32, parked: bool) -> Action {
-        Action::Replay { max_replays, parked }
+        Action::Replay { max_replays, parked, restart: false }
     }
 
     #[test]
@@ -209,6 +218,19 @@ mod tests {
         }
         assert_eq!((&*tombstone.topic, tombstone.lane), ("weir.dlq.extract", Lane(3)));
         assert_eq!((tombstone.key.as_deref(), &tombstone.value), (Some(&b"4a6f"[..]), &None));
+    }
+
+    #[test]
+    fn that_it_begins_anew_is_said_for_this_replay_only() {
+        let topics = Topics::of(&TopicNames::new("weir."), "answer");
+        let again = |restart, mut letter: DeadLetter| {
+            let action = Action::Replay { max_replays: 9, parked: false, restart };
+            letter.headers = topics.records(letter.clone(), &action.decide(&letter), UNIX_EPOCH)[0].headers.clone();
+            letter
+        };
+        let restarted = again(true, letter(&HISTORY));
+        assert_eq!(restarted.headers.text(header::RESTART), Some("true"));
+        assert_eq!(again(false, restarted).headers.text(header::RESTART), None);
     }
 
     #[test]

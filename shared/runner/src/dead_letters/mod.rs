@@ -147,10 +147,11 @@ impl DeadLetters {
         Ok(self.plan_of(steps))
     }
 
-    /// To replay one dead letter with these bytes instead of its own, parked or not. Its id and its headers stay.
+    /// To replay one dead letter with these bytes instead of its own, parked or not, from the beginning: what was done with
+    /// the other bytes counts for nothing. Its id and its headers stay.
     #[must_use]
     pub fn plan_edited(&self, letter: DeadLetter, value: Vec<u8>) -> Plan {
-        let decision = Action::Replay { max_replays: u32::MAX, parked: true }.decide(&letter);
+        let decision = Action::Replay { max_replays: u32::MAX, parked: true, restart: true }.decide(&letter);
         let edited = DeadLetter { size: value.len(), value: Some(value), ..letter };
         self.plan_of(vec![Step::of(decision, edited)])
     }

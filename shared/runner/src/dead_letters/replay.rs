@@ -244,7 +244,7 @@ fn way_back(
     todo: &BTreeMap<Place, Step>,
 ) -> Result<(), DeadLetterError> {
     let mut wanted = todo.values().filter_map(|step| match step.decision {
-        Decision::Replay { lane } => Some(lane),
+        Decision::Replay { lane, .. } => Some(lane),
         _ => None,
     });
     let Some(first) = wanted.next() else { return Ok(()) };
