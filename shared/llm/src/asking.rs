@@ -281,6 +281,7 @@ impl<'a> Asking<'a> {
         counter!(metric::EXHAUSTED, "reason" => exhausted.error.class()).increment(1);
         warn!(
             tenant = self.request.tenant.as_deref(),
+            prompt_template = self.request.prompt_template.as_deref(),
             prompt_version = self.request.prompt_version.as_deref(),
             reason = exhausted.error.class(),
             error = %exhausted,

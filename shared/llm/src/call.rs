@@ -120,6 +120,7 @@ impl<'a> Running<'a> {
             ($level:ident, $($more:tt)*) => {
                 $level!(
                     tenant = self.request.tenant.as_deref(),
+                    prompt_template = self.request.prompt_template.as_deref(),
                     prompt_version = self.request.prompt_version.as_deref(),
                     provider = call.provider,
                     model = call.model,

@@ -93,6 +93,7 @@ fn request() -> ChatRequest {
         messages: vec![Message::user("when was the mill built")],
         max_tokens: 64,
         tenant: Some("acme".into()),
+        prompt_template: Some("answer".into()),
         prompt_version: Some("v1".into()),
         ..ChatRequest::default()
     }

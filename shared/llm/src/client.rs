@@ -44,7 +44,9 @@ pub struct ChatRequest {
     pub idempotency_key: Option<String>,
     /// For whom; logged, never sent.
     pub tenant: Option<String>,
-    /// Version of the prompt the messages were made of; logged, never sent.
+    /// Template of the prompt the messages were made of; logged, never sent.
+    pub prompt_template: Option<String>,
+    /// Its version; logged, never sent.
     pub prompt_version: Option<String>,
 }
 

@@ -9,6 +9,7 @@ mod truncate;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
@@ -81,8 +82,8 @@ pub trait Tool: Send + Sync {
     /// In a sentence for the model.
     fn call<'a>(&'a self, arguments: &'a Value) -> BoxFuture<'a, Result<String, ToolError>>;
 
-    /// Whether the same arguments have the same result at any time.
-    fn is_deterministic(&self) -> bool;
+    /// How long a result may be given again for the same arguments, to whoever may see it; none: not at all.
+    fn reusable_for(&self) -> Option<Duration>;
 }
 
 /// Two tools have the same name.

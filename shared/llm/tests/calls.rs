@@ -77,6 +77,7 @@ fn request() -> ChatRequest {
         max_tokens: 64,
         idempotency_key: Some("q-1".into()),
         tenant: Some("acme".into()),
+        prompt_template: Some("answer".into()),
         prompt_version: Some("v1".into()),
         ..ChatRequest::default()
     }

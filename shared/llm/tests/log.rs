@@ -77,6 +77,7 @@ async fn every_call_is_one_event_that_says_for_whom_how_long_and_how_big_but_nev
         max_tokens: 64,
         deadline: Some(Instant::now() + Duration::from_millis(500)),
         tenant: Some("acme".into()),
+        prompt_template: Some("answer".into()),
         prompt_version: Some("v1".into()),
         ..ChatRequest::default()
     };
@@ -90,8 +91,13 @@ async fn every_call_is_one_event_that_says_for_whom_how_long_and_how_big_but_nev
         ["INFO", "status=\"ok\"", "attempt=2 ", "heard_bytes=8"],
         ["WARN", "step=\"deadline\"", "remaining_ms=0 ", "heard_bytes=13"],
     ]) {
-        for word in words.iter().chain(&["tenant=\"acme\"", "prompt_version=\"v1\"", "elapsed_ms=", "request_bytes=23"])
-        {
+        for word in words.iter().chain(&[
+            "tenant=\"acme\"",
+            "prompt_template=\"answer\"",
+            "prompt_version=\"v1\"",
+            "elapsed_ms=",
+            "request_bytes=23",
+        ]) {
             assert!(call.contains(word), "{word} is not in {call}");
         }
     }

@@ -1,5 +1,7 @@
 //! Arithmetic: models are bad at it.
 
+use std::time::Duration;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
@@ -12,6 +14,9 @@ const MAX_BYTES: usize = 1_024;
 
 /// Parentheses, signs and powers within each other, at most.
 const MAX_DEPTH: usize = 64;
+
+/// Results do not change; what is not asked for any more need not be remembered.
+const REUSABLE: Duration = Duration::from_secs(3_600);
 
 /// Integers up to here are exact; every digit of theirs is shown.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -105,8 +110,8 @@ impl Tool for Arithmetic {
         .boxed()
     }
 
-    fn is_deterministic(&self) -> bool {
-        true
+    fn reusable_for(&self) -> Option<Duration> {
+        Some(REUSABLE)
     }
 }
 

@@ -45,6 +45,9 @@ pub struct HttpToolConfig {
     pub timeout_ms: u64,
     /// Most bytes of a response that are read, 1 to 4194304; what comes after them is cut off.
     pub max_bytes: usize,
+    /// Seconds for which a result is given again to calls of the same tenant with the same arguments; 0: every call is made.
+    /// Only for what does not change meanwhile.
+    pub reuse_s: u64,
     /// Whether the host may have an address that is not public. Only for hosts whose every path may be read by whoever
     /// asks questions.
     pub allow_private: bool,
@@ -60,6 +63,7 @@ impl Default for HttpToolConfig {
             headers: BTreeMap::new(),
             timeout_ms: 5_000,
             max_bytes: 64 << 10,
+            reuse_s: 0,
             allow_private: false,
         }
     }
@@ -208,8 +212,8 @@ impl Tool for HttpTool {
         .boxed()
     }
 
-    fn is_deterministic(&self) -> bool {
-        false
+    fn reusable_for(&self) -> Option<Duration> {
+        (self.config.reuse_s > 0).then(|| Duration::from_secs(self.config.reuse_s))
     }
 }
 
