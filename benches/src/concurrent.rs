@@ -1,6 +1,6 @@
 //! 10,000 records on one partition with 0 to 5 ms of work each, by key: the case that Confluent's Parallel Consumer is known
 //! for. One record after another, and side by side with 1, 10, 20 and 100 keys, exactly once; beside each the bound that the
-//! key with the most work sets.
+//! key with the most work sets. What goes one after another is a batch stage, as it would be for work that is short.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 use weir_contracts::{Raw, Topic};
 use weir_runner::{Concurrency, KafkaConfig, Order, Registry, RegistryConfig, Runner, RunnerConfig};
-use weir_stage::{ConcurrentStage, Delivery, LaneState, Outcome, Output, StageError};
+use weir_stage::{Batch, ConcurrentStage, Delivery, LaneState, Outcome, Output, Stage, StageError};
 use weir_testing::{Broker, TestTopics};
 
 use crate::{median, relay};
@@ -26,14 +26,13 @@ const CASES: [(usize, f64, f64); 4] = [(1, 29.2, 25.1), (10, 3.68, 2.56), (20, 1
 const SEQUENTIAL: f64 = 26.2;
 
 /// Works as long as a record says, and copies it.
+#[derive(Clone)]
 struct Work {
     first: Arc<OnceLock<Instant>>,
 }
 
-impl ConcurrentStage for Work {
-    type Input = Raw;
-
-    async fn process(&self, delivery: &Delivery<Raw>, _: LaneState<'_>) -> Result<Outcome, StageError> {
+impl Work {
+    async fn on(&self, delivery: &Delivery<Raw>) -> Result<Outcome, StageError> {
         self.first.get_or_init(Instant::now);
         let text = std::str::from_utf8(&delivery.record().0).unwrap_or_default();
         let micros: u32 = text.parse().map_err(|error| StageError::Fatal(format!("{text}: {error}")))?;
@@ -45,14 +44,34 @@ impl ConcurrentStage for Work {
     }
 }
 
+impl ConcurrentStage for Work {
+    type Input = Raw;
+
+    async fn process(&self, delivery: &Delivery<Raw>, _: LaneState<'_>) -> Result<Outcome, StageError> {
+        self.on(delivery).await
+    }
+}
+
+impl Stage for Work {
+    type Input = Raw;
+
+    async fn process(&mut self, batch: Batch<'_, Raw>) -> Result<Vec<Outcome>, StageError> {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for delivery in batch.iter() {
+            outcomes.push(self.on(delivery).await?);
+        }
+        Ok(outcomes)
+    }
+}
+
 /// Seconds from the first record's start until all are committed, medians of `rounds`.
 pub async fn run(rounds: usize) -> Result<Value> {
     let broker = tokio::task::block_in_place(|| Broker::start(|config| config));
     let mut figures = Map::new();
-    let (seconds, work) = measure(&broker, "sequential", RECORDS, 1, rounds).await?;
+    let (seconds, work) = measure(&broker, "sequential", 1, None, rounds).await?;
     figures.insert("sequential".into(), case(seconds, work, SEQUENTIAL, None));
     for (keys, theirs, their_bound) in CASES {
-        let (seconds, bound) = measure(&broker, &format!("keys-{keys}"), keys, keys, rounds).await?;
+        let (seconds, bound) = measure(&broker, &format!("keys-{keys}"), keys, NonZeroUsize::new(keys), rounds).await?;
         figures.insert(format!("{keys}_keys"), case(seconds, bound, theirs, Some(their_bound)));
     }
     Ok(Value::Object(figures))
@@ -68,8 +87,14 @@ fn case(seconds: f64, bound: f64, theirs: f64, their_bound: Option<f64>) -> Valu
     })
 }
 
-/// Seconds, and the least they can be. `concurrent` records at once; with one, the keys do not matter.
-async fn measure(broker: &Broker, name: &str, keys: usize, concurrent: usize, rounds: usize) -> Result<(f64, f64)> {
+/// Seconds, and the least they can be. So many records at once; else one after another.
+async fn measure(
+    broker: &Broker,
+    name: &str,
+    keys: usize,
+    concurrent: Option<NonZeroUsize>,
+    rounds: usize,
+) -> Result<(f64, f64)> {
     let mut of_key: HashMap<usize, u64> = HashMap::new();
     let mut records = Vec::with_capacity(RECORDS);
     for n in 0..RECORDS {
@@ -78,7 +103,7 @@ async fn measure(broker: &Broker, name: &str, keys: usize, concurrent: usize, ro
         *of_key.entry(n % keys).or_default() += u64::from(micros);
         records.push((format!("key-{}", n % keys), micros.to_string()));
     }
-    let most = if concurrent == 1 { of_key.values().sum() } else { of_key.values().copied().max().unwrap_or(0) };
+    let most = of_key.values().copied().max().unwrap_or(0);
     let mut times = Vec::new();
     for round in 0..rounds {
         let topics = tokio::task::block_in_place(|| {
@@ -91,7 +116,7 @@ async fn measure(broker: &Broker, name: &str, keys: usize, concurrent: usize, ro
     Ok((median(&mut times), Duration::from_micros(most).as_secs_f64()))
 }
 
-async fn time(topics: &TestTopics, concurrent: usize) -> Result<f64> {
+async fn time(topics: &TestTopics, concurrent: Option<NonZeroUsize>) -> Result<f64> {
     let kafka = KafkaConfig {
         brokers: topics.brokers.clone(),
         prefix: topics.prefix.clone(),
@@ -100,15 +125,19 @@ async fn time(topics: &TestTopics, concurrent: usize) -> Result<f64> {
     };
     let registry = Registry::new(&RegistryConfig::default(), &topics.prefix)?;
     let config = RunnerConfig { instance: "bench".into(), commit_interval_ms: COMMIT_MS, ..RunnerConfig::default() };
-    let records = NonZeroUsize::new(concurrent).ok_or_else(|| eyre!("nothing at once"))?;
     let first = Arc::new(OnceLock::new());
     let stop = CancellationToken::new();
-    let running = tokio::spawn(Runner::new("relay", kafka, registry, config).run_concurrent(
-        Topic::custom("relay-in"),
-        Work { first: Arc::clone(&first) },
-        Concurrency { records, order: Order::ByKey },
-        stop.clone(),
-    ));
+    let (runner, input) = (Runner::new("relay", kafka, registry, config), Topic::custom("relay-in"));
+    let (work, until) = (Work { first: Arc::clone(&first) }, stop.clone());
+    let running = tokio::spawn(async move {
+        match concurrent {
+            None => runner.run(input, work, until).await,
+            Some(records) => {
+                let concurrency = Concurrency { records, order: Order::ByKey };
+                runner.run_concurrent(input, work, concurrency, until).await
+            }
+        }
+    });
     let observer = relay::observer(&topics.brokers, &topics.full("relay"))?;
     let input = topics.full("relay-in");
     let done = tokio::task::spawn_blocking(move || relay::wait_committed(&observer, &input, RECORDS)).await??;

@@ -1,5 +1,7 @@
 //! An outage drill: 20 questions a second for five minutes, the provider down from the first to the third. How questions are
-//! answered meanwhile, what reaches the dead provider, how soon things are as before; beside the same with the breaker off.
+//! answered meanwhile, what reaches the dead provider, how soon things are as before; beside the same with breaker and cache
+//! off. A third of the questions are asked again and again; half a minute into the outage the documents of half the tenants
+//! change, so that what was answered before is stale there.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -7,11 +9,11 @@ use std::time::Duration;
 use color_eyre::eyre::{Result, ensure};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
-use weir_contracts::{Answer, AnswerStatus, Question, Topic, Usage};
+use weir_contracts::{Answer, AnswerStatus, Provenance, Question, Topic, Usage};
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_runner::{Start, TopicReader};
 use weir_stage::Output;
-use weir_testing::{Broker, Pipeline};
+use weir_testing::{Broker, Isolation, Pipeline, eventually};
 
 use crate::pipeline::stack;
 use crate::{at_least, at_most, percentile};
@@ -37,12 +39,16 @@ const PRICE: [(&str, &str); 2] = [
     ("WEIR_LLM__PROVIDERS__MAIN__PRICE__INPUT_PER_MILLION", "1"),
     ("WEIR_LLM__PROVIDERS__MAIN__PRICE__OUTPUT_PER_MILLION", "4"),
 ];
-const WITHOUT_BREAKER: [(&str, &str); 4] = [
+const BARE: [(&str, &str); 6] = [
     ("WEIR_LLM__BREAKER__CONSECUTIVE_FAILURES", "4000000000"),
     ("WEIR_LLM__BREAKER__MIN_CALLS", "4000000000"),
     ("WEIR_LLM__BREAKER__BURST_MIN_CALLS", "4000000000"),
     ("WEIR_LLM__RETRY_BUDGET__SHARE", "1"),
+    ("WEIR_GENERATE__CACHE_FRESH_S", "0"),
+    ("WEIR_GENERATE__CACHE_STALE_S", "0"),
 ];
+/// One question in so many is one of those that come again and again, and there are so many of those.
+const POPULAR: (usize, usize) = (3, 40);
 
 /// An answer as the drill sees it.
 struct Seen {
@@ -52,11 +58,11 @@ struct Seen {
     fresh: bool,
 }
 
-/// The drill, `part` long each of its five parts, with the breaker and without.
+/// The drill, `part` long each of its five parts, with breaker and cache and without.
 pub async fn run(part: Duration) -> Result<Value> {
     let broker = stack();
     let with = drill(&broker, "outage", &[], part).await?;
-    let without = drill(&broker, "outage-bare", &WITHOUT_BREAKER, part).await?;
+    let without = drill(&broker, "outage-bare", &BARE, part).await?;
     let figure = |of: &Value, name: &str| of.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN);
     let cooldowns = (2.0 * part.as_secs_f64() / f64::from(COOLDOWN_S)).ceil();
     let allowed = f64::from(BEFORE_OPEN + CONCURRENCY) + f64::from(PROBES) * cooldowns;
@@ -67,7 +73,7 @@ pub async fn run(part: Duration) -> Result<Value> {
         "share_of_calls_saved": at_least(
             1.0 - figure(&with, "calls_to_the_dead_provider") / figure(&without, "calls_to_the_dead_provider"), 0.5),
     });
-    Ok(json!({ "with_breaker": with, "without_breaker": without, "targets": targets }))
+    Ok(json!({ "with_breaker_and_cache": with, "without": without, "targets": targets }))
 }
 
 async fn drill(broker: &Broker, name: &str, settings: &[(&str, &str)], part: Duration) -> Result<Value> {
@@ -77,9 +83,14 @@ async fn drill(broker: &Broker, name: &str, settings: &[(&str, &str)], part: Dur
         pipeline.start(service, "0", &[]);
     }
     for n in 0..TENANTS {
-        let text = |n: usize| format!("The lock keeper of weir {n} raises gate {} at dawn.", n % 17);
-        pipeline.send(&tenant(n), (0..DOCUMENTS).map(|n| (format!("{n}.md"), text(n)))).await;
+        pipeline.send(&tenant(n), documents("at dawn")).await;
     }
+    tokio::task::block_in_place(|| {
+        eventually("the documents are indexed", PATIENCE, || {
+            pipeline.topics.lag("index", "embeddings") == 0
+                && pipeline.topics.read("document-status", Isolation::Committed).len() >= TENANTS * DOCUMENTS
+        });
+    });
     let url = provider.base_url();
     let concurrency = CONCURRENCY.to_string();
     let of_provider = [
@@ -100,6 +111,10 @@ async fn drill(broker: &Broker, name: &str, settings: &[(&str, &str)], part: Dur
     let breaking = async {
         sleep_until(begun + part).await;
         provider.set_down(true);
+        sleep_until(begun + part + part / 2).await;
+        for n in 0..TENANTS / 2 {
+            pipeline.send(&tenant(n), documents("at noon")).await;
+        }
         sleep_until(begun + 3 * part).await;
         provider.set_down(false);
     };
@@ -110,12 +125,27 @@ async fn drill(broker: &Broker, name: &str, settings: &[(&str, &str)], part: Dur
     Ok(figures(name, part, &asked, &seen, died, &usage))
 }
 
+fn documents(when: &str) -> impl Iterator<Item = (String, String)> {
+    (0..DOCUMENTS).map(move |n| {
+        (format!("{n}.md"), format!("The lock keeper of weir {n} raises the gate, gate {} at that, {when}.", n % 17))
+    })
+}
+
 fn tenant(n: usize) -> String {
     format!("tenant-{}", n % TENANTS)
 }
 
 fn question(name: &str, n: usize) -> Question {
-    Pipeline::question(name, &tenant(n), format!("Who raises gate {} of weir {}?", n % 17, n % DOCUMENTS))
+    let (every, popular) = POPULAR;
+    let text = match n.is_multiple_of(every) {
+        // Whoever asks it again is of the same tenant.
+        true => {
+            let n = n / every % popular;
+            return Pipeline::question(name, &tenant(n), format!("Who raises the gate of weir {}?", n % DOCUMENTS));
+        }
+        false => format!("Who raises gate {} of weir {} on day {n}?", n % 17, n % DOCUMENTS),
+    };
+    Pipeline::question(name, &tenant(n), text)
 }
 
 /// The first answer shows that everything runs.
@@ -137,7 +167,10 @@ async fn ask(pipeline: &Pipeline, begun: Instant, count: u32) -> Result<HashMap<
         let question = question(&name, n);
         asked.insert(name, begun.elapsed());
         let publisher = publisher.clone();
-        sending.spawn(async move { publisher.publish(Output::new(Topic::QUESTIONS, tenant(n), question)).await });
+        sending.spawn(async move {
+            let key = question.tenant.to_string();
+            publisher.publish(Output::new(Topic::QUESTIONS, key, question)).await
+        });
     }
     while let Some(sent) = sending.join_next().await {
         sent??;
@@ -177,7 +210,7 @@ fn figures(
     for (question, asked) in asked {
         let Some((came, answer)) = answers.get(question).and_then(|answers| answers.first()) else { continue };
         let provenance = format!("{:?} {:?}", answer.provenance, answer.status).to_lowercase();
-        let fresh = answer.status == AnswerStatus::Complete && !answer.provider.is_empty();
+        let fresh = answer.status == AnswerStatus::Complete && answer.provenance == Provenance::Fresh;
         seen.push(Seen { asked: *asked, came: *came, provenance, fresh });
     }
     seen.sort_by_key(|seen| seen.asked);
