@@ -107,6 +107,7 @@ fn counts_stay_exact_over_kills_a_lost_disk_and_moves_to_other_instances() {
 
 /// The negative control: at least once, the same kills leave counts that are wrong.
 #[test]
+#[ignore = "a negative control of half a minute"]
 fn without_transactions_the_same_kills_miscount() {
     let topics = topics(Broker::shared(), "state-control");
     feed(&topics, 60);
