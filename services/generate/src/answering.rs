@@ -1,5 +1,6 @@
 //! The stage: asks become answers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,13 +18,17 @@ use crate::clock::Clock;
 use crate::config::GenerateConfig;
 use crate::draft::{Draft, Timings, outputs};
 use crate::extract::{candidates, choose};
+use crate::journal::KEPT_BYTES;
 use crate::meaning::{Meaning, MeaningError};
 use crate::metric;
 use crate::modelled::complete;
-use crate::prompt::{PromptError, Prompts};
-use crate::recall::Recall;
+use crate::prompt::{self, PromptError, Prompts, full_name};
+use crate::queries::Vector;
+use crate::recall::{Recall, search_key};
 use crate::relevance::any_relevant;
-use crate::retrieve::{Passage, Retrieve, RetrieveError, Wanted};
+use crate::rerank::{Rerank, reordered};
+use crate::retrieve::{Passage, Retrieve, RetrieveError, Wanted, fitting};
+use crate::similar::Similar;
 use crate::slot::{Found, as_answer_of};
 use crate::stream::TokenSink;
 use crate::tenants::Tenants;
@@ -37,6 +42,8 @@ pub struct Parts<R> {
     pub chain: Option<Chain>,
     /// Where passages come from.
     pub retrieve: R,
+    /// What orders them, if anything does beside the search.
+    pub rerank: Option<Arc<dyn Rerank>>,
     /// The embedding model.
     pub meaning: Meaning,
     /// Where answers are streamed to.
@@ -60,7 +67,9 @@ pub struct Parts<R> {
 /// goes on where the last one was.
 pub struct Answering<R> {
     pub(crate) parts: Parts<R>,
-    recall: Recall,
+    recall: Recall<Vec<Passage>>,
+    pub(crate) tool_results: Recall<String>,
+    pub(crate) similar: Similar,
     pub(crate) prompts: PromptBaselines,
 }
 
@@ -90,9 +99,20 @@ impl<R: Retrieve> Answering<R> {
     /// # Errors
     /// When there is no prompt of the configured version.
     pub fn new(parts: Parts<R>) -> Result<Self, PromptError> {
-        parts.prompts.check(&parts.config.prompt_version)?;
-        let recall = Recall::new(Duration::from_secs(parts.config.retrieval_cache_s));
-        Ok(Self { parts, recall, prompts: PromptBaselines::default() })
+        for (template, version) in [
+            (prompt::ANSWER, parts.config.prompt_version.as_str()),
+            (prompt::AGENT, parts.agents.prompt_version()),
+            (prompt::UNAIDED, &parts.config.unaided_prompt_version),
+        ] {
+            parts.prompts.check(&full_name(template, version))?;
+        }
+        Ok(Self {
+            parts,
+            recall: Recall::default(),
+            tool_results: Recall::default(),
+            similar: Similar::default(),
+            prompts: PromptBaselines::default(),
+        })
     }
 
     pub(crate) fn now(&self) -> SystemTime {
@@ -101,7 +121,11 @@ impl<R: Retrieve> Answering<R> {
 
     fn ask<'a>(&'a self, delivery: &'a Delivery<Question>) -> Ask<'a> {
         let question = delivery.record();
-        let version = question.prompt_version.as_deref().unwrap_or(&self.parts.config.prompt_version);
+        let named = question.prompt_version.as_deref();
+        let version = match question.agent && self.parts.chain.is_some() {
+            true => Cow::Owned(full_name(prompt::AGENT, named.unwrap_or(self.parts.agents.prompt_version()))),
+            false => Cow::Borrowed(named.unwrap_or(&self.parts.config.prompt_version)),
+        };
         let named = question.deadline.map(Deadline::at_millis).or_else(|| delivery.deadline());
         let deadline = named.or_else(|| self.usual_deadline(question));
         let waited = unix_millis(self.now()).saturating_sub(question.created_at);
@@ -143,7 +167,10 @@ impl<R: Retrieve> Answering<R> {
         if question.len() > most {
             return Err(format!("the question has {} bytes, more than the {most} that are allowed", question.len()));
         }
-        self.parts.prompts.check(ask.version).map_err(|error| error.to_string())
+        if question_names_another_template(ask.question) {
+            return Err("a question names a version of the prompt for answers; it has no slash".into());
+        }
+        self.parts.prompts.check(&ask.version).map_err(|error| error.to_string())
     }
 
     /// Everything between a question and its answer.
@@ -167,8 +194,9 @@ impl<R: Retrieve> Answering<R> {
         if let Some(reply) = case.journal.reply.clone().filter(|_| case.journal.agent.is_none()) {
             // An owner before heard it; only what was streamed is not known.
             let passages = case.journal.passages.clone().unwrap_or_default();
-            let draft = complete(&reply, &passages, 0);
-            return Ok(Ok(Draft { prompt_version: case.ask.version.to_owned(), ..draft }));
+            let version = self.version_for(case.ask, &passages).into_owned();
+            let draft = Draft { prompt_version: version, ..complete(&reply, &passages, 0) };
+            return Ok(Ok(degraded_by(case.journal.fallback.clone(), draft)));
         }
         if let Some(expired) = self.expired(case.ask, "before the question was worked on") {
             return Ok(Ok(expired));
@@ -177,6 +205,7 @@ impl<R: Retrieve> Answering<R> {
             Ok(gathered) => gathered,
             Err(instead) => return Ok(Err(instead)),
         };
+        case.journal.fallback.clone_from(&fallback);
         let draft = match &self.parts.chain {
             None => self.extract(case.ask, &passages, timings).await,
             Some(chain) if case.ask.question.agent => {
@@ -184,27 +213,21 @@ impl<R: Retrieve> Answering<R> {
             }
             Some(chain) => self.model(case, state, chain, &passages, timings).await?,
         };
-        Ok(draft.map(|draft| match fallback {
-            Some(reason) => Draft {
-                provenance: Provenance::Degraded,
-                reason: Some(draft.reason.map_or(reason.clone(), |other| format!("{reason}; {other}"))),
-                ..draft
-            },
-            None => draft,
-        }))
+        Ok(draft.map(|draft| degraded_by(fallback, draft)))
     }
 
     /// The passages, from the journal or the vector store.
     async fn gather(&self, case: &Case<'_>) -> Result<Result<Gathered, Instead>, StageError> {
         let begun = case.journal.agent.is_some().then(Vec::new);
         if let Some(passages) = case.journal.passages.clone().or(begun) {
-            return Ok(Ok(Gathered { passages, timings: Timings::default(), fallback: None }));
+            let fallback = case.journal.fallback.clone();
+            return Ok(Ok(Gathered { passages, timings: Timings::default(), fallback }));
         }
         let ask = case.ask;
         let mut timings = Timings::default();
         let embedding = Instant::now();
-        let vector = match self.embed(vec![ask.text().to_owned()]).await {
-            Ok(vectors) => vectors.into_iter().next().unwrap_or_default(),
+        let vector = match self.vector(ask.text()).await {
+            Ok(vector) => vector,
             Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
         };
         timings.step("embed", embedding.elapsed());
@@ -220,11 +243,17 @@ impl<R: Retrieve> Answering<R> {
         let (passages, fallback) = match self.retrieve(&wanted).await {
             Ok(passages) => (passages, None),
             Err(error @ RetrieveError::OtherModel { .. }) => return Err(StageError::Fatal(error.to_string())),
-            Err(error) if error.is_unavailable() => match self.recall.last(&wanted, Instant::now()) {
+            Err(error) if error.is_unavailable() => match self.recall.last(&search_key(&wanted), Instant::now()) {
                 Some((passages, age)) => {
                     counter!(metric::RETRIEVAL_FALLBACKS, "to" => "cached").increment(1);
                     let reason = format!("the search did not answer ({error}); passages found {} s ago", age.as_secs());
                     (passages, Some(reason))
+                }
+                None if self.answers_unaided(ask) => {
+                    counter!(metric::RETRIEVAL_FALLBACKS, "to" => "unaided").increment(1);
+                    timings.step("retrieve", retrieving.elapsed());
+                    let reason = format!("the search did not answer ({error}): answered without the documents");
+                    return Ok(Ok(Gathered { passages: Vec::new(), timings, fallback: Some(reason) }));
                 }
                 None => {
                     counter!(metric::RETRIEVAL_FALLBACKS, "to" => "none").increment(1);
@@ -247,16 +276,36 @@ impl<R: Retrieve> Answering<R> {
         Ok(Ok(Gathered { passages, timings, fallback }))
     }
 
-    /// Asks the vector store, which has a limited time; some questions it answers slowly at first.
+    /// Whether a model may answer this question though nothing can be looked up.
+    fn answers_unaided(&self, ask: &Ask<'_>) -> bool {
+        self.parts.config.answer_unaided && self.parts.chain.is_some() && !ask.question.agent
+    }
+
+    /// The best passages, in the order of the reranker where there is one and it answers.
     pub(crate) async fn retrieve(&self, wanted: &Wanted<'_>) -> Result<Vec<Passage>, RetrieveError> {
+        let key = search_key(wanted);
+        let passages = match &self.parts.rerank {
+            None => self.search(wanted).await?,
+            Some(rerank) => {
+                let more = Wanted { limit: rerank.candidates().max(wanted.limit), ..*wanted };
+                let mut passages = reranked(rerank.as_ref(), wanted.question, self.search(&more).await?).await;
+                passages.truncate(wanted.limit);
+                passages
+            }
+        };
+        let passages = fitting(passages, KEPT_BYTES);
+        let kept = Duration::from_secs(self.parts.config.retrieval_cache_s);
+        self.recall.note(key, passages.clone(), kept, Instant::now());
+        Ok(passages)
+    }
+
+    /// Asks the vector store, which has a limited time; some questions it answers slowly at first.
+    async fn search(&self, wanted: &Wanted<'_>) -> Result<Vec<Passage>, RetrieveError> {
         let limit = Duration::from_millis(self.parts.config.retrieve_timeout_ms);
         let mut last = RetrieveError::TimedOut { limit };
         for _ in 0..self.parts.config.retrieve_attempts.max(1) {
             match tokio::time::timeout(limit, self.parts.retrieve.retrieve(wanted)).await {
-                Ok(Ok(passages)) => {
-                    self.recall.note(wanted, &passages, Instant::now());
-                    return Ok(passages);
-                }
+                Ok(Ok(passages)) => return Ok(passages),
                 Ok(Err(error)) if error.is_unavailable() => {
                     last = error;
                     tokio::time::sleep(limit / 4).await;
@@ -268,8 +317,9 @@ impl<R: Retrieve> Answering<R> {
         Err(last)
     }
 
-    pub(crate) async fn embed(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>, MeaningError> {
-        self.parts.meaning.of(texts).await
+    /// The vector of what is looked for.
+    pub(crate) async fn vector(&self, text: &str) -> Result<Vector, MeaningError> {
+        self.parts.meaning.of_question(text).await
     }
 
     pub(crate) async fn extract(
@@ -289,9 +339,9 @@ impl<R: Retrieve> Answering<R> {
     ) -> Result<Draft, MeaningError> {
         let extracting = Instant::now();
         let candidates = candidates(&ask.question.question, passages, &self.parts.config);
+        let vector = self.vector(ask.text()).await?;
         let texts = candidates.iter().map(|candidate| candidate.text.clone());
-        let mut vectors = self.embed(std::iter::once(ask.text().to_owned()).chain(texts).collect()).await?;
-        let vector = if vectors.is_empty() { Vec::new() } else { vectors.remove(0) };
+        let vectors = self.parts.meaning.of(texts.collect()).await?;
         let extract = choose(&candidates, &vector, &vectors, &self.parts.config);
         let chosen = (1..).zip(&extract.passages);
         let citations = chosen.filter_map(|(marker, at)| Some(citation(marker, passages.get(*at)?))).collect();
@@ -314,6 +364,36 @@ impl<R: Retrieve> Answering<R> {
     }
 }
 
+/// An answer that rests on less than it should, where it does, for this reason.
+fn degraded_by(fallback: Option<String>, draft: Draft) -> Draft {
+    let Some(reason) = fallback else { return draft };
+    let reason = draft.reason.as_ref().map_or(reason.clone(), |other| format!("{reason}; {other}"));
+    Draft { provenance: Provenance::Degraded, reason: Some(reason), ..draft }
+}
+
+/// Passages in the order of the reranker; as they are when it does not answer.
+async fn reranked(rerank: &dyn Rerank, question: &str, passages: Vec<Passage>) -> Vec<Passage> {
+    let texts: Vec<&str> = passages.iter().map(|passage| passage.hit.text.as_str()).collect();
+    if texts.len() < 2 {
+        return passages;
+    }
+    let order = rerank.order(question, &texts).await;
+    let result = if order.is_ok() { "ok" } else { "failed" };
+    counter!(metric::RERANKS, "result" => result).increment(1);
+    match order {
+        Ok(order) => reordered(passages, &order),
+        Err(error) => {
+            tracing::warn!(%error, "passages are not reranked");
+            passages
+        }
+    }
+}
+
+/// Versions of other templates are not for questions to choose.
+fn question_names_another_template(question: &Question) -> bool {
+    question.prompt_version.as_ref().is_some_and(|version| version.contains('/'))
+}
+
 /// Class of questions that could not be answered though nothing is wrong with them.
 const UNANSWERED: &str = "unanswered";
 
@@ -333,7 +413,7 @@ impl<R: Retrieve> ConcurrentStage for Answering<R> {
         let ask = self.ask(delivery);
         let policy = self.parts.tenants.of(&ask.question.tenant)?;
         let settled = |draft: Draft| {
-            let (answer, usages) = draft.into_records(ask.question, ask.version, self.now(), 0);
+            let (answer, usages) = draft.into_records(ask.question, &ask.version, self.now(), 0);
             Outcome::emit_all(outputs(&answer, &usages, []))
         };
         if let Err(reason) = self.check(&ask) {

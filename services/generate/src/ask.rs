@@ -1,5 +1,6 @@
 //! A question on its way to an answer.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use weir_contracts::{Deadline, Question, header};
@@ -11,8 +12,8 @@ use crate::stream::Origin;
 pub(crate) struct Ask<'a> {
     pub(crate) delivery: &'a Delivery<Question>,
     pub(crate) question: &'a Question,
-    /// Version of the prompt it is to be answered with.
-    pub(crate) version: &'a str,
+    /// Version of the prompt it is to be answered with, by its full name.
+    pub(crate) version: Cow<'a, str>,
     pub(crate) deadline: Option<Deadline>,
     pub(crate) began: Instant,
     /// Since it was asked.
@@ -24,6 +25,11 @@ impl Ask<'_> {
     /// through a delay tier or out of the dead letters.
     pub(crate) fn journal_key(&self) -> String {
         format!("journal/{:020}", self.delivery.first_offset())
+    }
+
+    /// Whether somebody wants it done from the beginning, though its journal knows how far it was.
+    pub(crate) fn is_to_restart(&self) -> bool {
+        self.delivery.headers.get(header::RESTART).is_some()
     }
 
     /// The question without what surrounds it.

@@ -2,7 +2,7 @@
 //! answer, or only one that may be given, marked, when there is no better one.
 
 use serde::{Deserialize, Serialize};
-use weir_contracts::{Answer, DocumentId, Revision};
+use weir_contracts::{Answer, Citation, DocumentId, Revision};
 
 use crate::Passage;
 
@@ -48,6 +48,19 @@ impl Basis {
 }
 
 impl Cached {
+    /// Whether this answer, to an equivalent question, would do for one that rests on this: the same prompt and models, and
+    /// every passage that it cites was found now, too, unchanged.
+    pub(crate) fn answers_too(&self, basis: &Basis) -> bool {
+        let found = |citation: &Citation| {
+            let at = (&citation.document, citation.revision, citation.ordinal);
+            basis.passages.iter().any(|(document, revision, ordinal)| (document, *revision, *ordinal) == at)
+        };
+        let citations = &self.answer.citations;
+        (&self.basis.prompt, &self.basis.models) == (&basis.prompt, &basis.models)
+            && !citations.is_empty()
+            && citations.iter().all(found)
+    }
+
     /// How old the answer is, milliseconds.
     pub(crate) fn age(&self, now: i64) -> i64 {
         now.saturating_sub(self.answer.at).max(0)

@@ -100,6 +100,11 @@ impl<'a> Case<'a> {
         })
     }
 
+    /// How near an equivalent question must be for its answer to be given again.
+    pub(crate) fn semantic_cache(&self) -> Option<f64> {
+        self.policy.semantic_cache()
+    }
+
     fn now(&self) -> i64 {
         unix_millis((self.clock)())
     }
@@ -114,6 +119,9 @@ impl<'a> Case<'a> {
         let begun = known.as_ref().is_some_and(Journal::is_under_way);
         if let Some(known) = known {
             self.journal = known;
+            if self.journal.step == Step::Failed && self.ask.is_to_restart() {
+                self.journal.restart();
+            }
         }
         if begun {
             self.resume(change, now)?;
@@ -152,7 +160,7 @@ impl<'a> Case<'a> {
         let question = self.ask.question;
         let slot = question.idempotency_key.as_ref().map(|key| key_slot(question, key));
         if let Some(key) = &slot {
-            let asked = fingerprint(question, self.ask.text(), self.ask.version);
+            let asked = fingerprint(question, self.ask.text(), &self.ask.version);
             if let Some(found) = claim(change, key, &asked, &Visitor::of(self.ask))? {
                 return Ok(Some(Turned::Elsewhere(found)));
             }
@@ -271,7 +279,7 @@ impl<'a> Case<'a> {
     pub(crate) fn finish(self, mut draft: Draft) -> Result<Outcome, StageError> {
         draft.calls.clone_from(&self.journal.calls);
         let reported = self.journal.reported;
-        let (answer, usages) = draft.into_records(self.ask.question, self.ask.version, (self.clock)(), reported);
+        let (answer, usages) = draft.into_records(self.ask.question, &self.ask.version, (self.clock)(), reported);
         let (key, now) = (self.key(), self.now());
         let Self { journal, unsettled, window, keep, .. } = self;
         let kept = is_an_answer(answer.status);
@@ -294,7 +302,7 @@ impl<'a> Case<'a> {
 /// A request that waits for the answer of another with its idempotency key.
 pub(crate) fn wait_for_key(ask: &Ask<'_>, key: &str) -> Outcome {
     let (slot, visitor) = (key_slot(ask.question, key), Visitor::of(ask));
-    let asked = fingerprint(ask.question, ask.text(), ask.version);
+    let asked = fingerprint(ask.question, ask.text(), &ask.version);
     Outcome::finally(move |change| {
         Ok(if wait(change, &slot, &asked, &visitor)? { joined() } else { look_again(ENDED) })
     })
@@ -326,7 +334,7 @@ pub(crate) fn fail(
     }
     let draft =
         Draft { calls: journal.calls.clone(), ..Draft::without_text(AnswerStatus::Failed, failure.message.clone()) };
-    let (answer, usages) = draft.into_records(ask.question, ask.version, now, journal.reported);
+    let (answer, usages) = draft.into_records(ask.question, &ask.version, now, journal.reported);
     let waiters = close(change, &std::mem::take(&mut journal.leads), &key, None)?;
     journal.reported = journal.calls.len();
     journal.failed = Some(failure.message.clone());

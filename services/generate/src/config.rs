@@ -12,6 +12,7 @@ use weir_service::{Common, HttpConfig, Invalid, ServiceConfig, TelemetryConfig};
 use weir_vectors::QdrantConfig;
 
 use crate::agent::{AgentSection, Agents};
+use crate::rerank::{HttpReranker, RerankConfig};
 
 /// Settings of the service.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub generate: GenerateConfig,
     /// Models that call tools.
     pub agent: AgentSection,
+    /// A model that orders what a search has found; none by default.
+    pub rerank: RerankConfig,
 }
 
 /// A call of a model mostly waits, and holds little more than a connection.
@@ -75,8 +78,13 @@ pub struct GenerateConfig {
     pub max_question_bytes: usize,
     /// Version of the prompt for questions that name none.
     pub prompt_version: String,
-    /// Folder with further versions of the prompt, `answer/<version>.toml`; they come before built-in ones of the same
-    /// name.
+    /// Whether a model is asked without passages when the vector store does not answer and nothing is remembered; the answer
+    /// is marked degraded, and cites nothing. Else the question is answered as one without context.
+    pub answer_unaided: bool,
+    /// Version of the prompt `unaided`, for answers without passages.
+    pub unaided_prompt_version: String,
+    /// Folder with further versions of the prompts, `<template>/<version>.toml`; they come before built-in ones of the same
+    /// name. It must have answers: `answer/`.
     pub prompts_dir: Option<PathBuf>,
     /// Tokens of an answer, at most.
     pub max_output_tokens: u32,
@@ -108,6 +116,8 @@ impl Default for GenerateConfig {
             concurrency: DEFAULT_CONCURRENCY,
             max_question_bytes: 8 << 10,
             prompt_version: "v1".into(),
+            answer_unaided: true,
+            unaided_prompt_version: "v1".into(),
             prompts_dir: None,
             max_output_tokens: 512,
             temperature: 0.0,
@@ -184,6 +194,7 @@ impl ServiceConfig for Config {
 
     fn validate(&self) -> Result<(), Invalid> {
         self.generate.validate()?;
+        HttpReranker::new(&self.rerank).map_err(|error| Invalid::new("rerank", error))?;
         Agents::new(&self.agent).map_err(|error| Invalid::new("agent", error))?;
         self.llm.ordered().map(|_| ()).map_err(|error| Invalid::new("llm", error))
     }

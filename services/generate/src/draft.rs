@@ -173,6 +173,7 @@ fn count(draft: &Draft, question: &Question, at: i64) {
     if question.created_at > 0 {
         histogram!(metric::ANSWER_SECONDS, "status" => status).record(Duration::from_millis(waited).as_secs_f64());
     }
+    let (template, version) = crate::prompt::parts(&draft.prompt_version);
     tracing::info!(
         tenant = %question.tenant,
         request = %question.request_id,
@@ -180,8 +181,8 @@ fn count(draft: &Draft, question: &Question, at: i64) {
         provenance,
         citations = draft.citations.len(),
         calls = draft.calls.len(),
-        template = crate::prompt::TEMPLATE,
-        version = draft.prompt_version,
+        prompt_template = template,
+        prompt_version = version,
         since_asked_ms = waited,
         "question answered"
     );

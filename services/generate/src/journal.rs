@@ -26,6 +26,10 @@ pub enum Step {
     Failed,
 }
 
+/// Bytes of a part of the journal, at most: what is found, what a model says, how far an agent is. All of it together must
+/// fit into a record.
+pub(crate) const KEPT_BYTES: usize = 256 << 10;
+
 /// A question's journal.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -46,6 +50,8 @@ pub struct Journal {
     pub accounts: Vec<String>,
     /// What was found.
     pub passages: Option<Vec<Passage>>,
+    /// Why that may be old, or nothing.
+    pub fallback: Option<String>,
     /// Calls that have ended.
     pub calls: Vec<Spent>,
     /// How many of them have a usage record already, written when it failed.
@@ -60,6 +66,8 @@ pub struct Journal {
     pub leads: Vec<String>,
     /// Why it failed.
     pub failed: Option<String>,
+    /// How often it was begun anew because somebody wanted that.
+    pub restarts: u32,
 }
 
 /// A call that has ended, or is not known to have.
@@ -185,9 +193,10 @@ impl StoredReply {
     /// What this call said.
     #[must_use]
     pub fn of(call: &Call, said: &Completion) -> Self {
+        let text = said.text.get(..said.text.floor_char_boundary(KEPT_BYTES)).unwrap_or_default();
         Self {
-            text: said.text.clone(),
-            cut: said.finish == Finish::Length,
+            text: text.to_owned(),
+            cut: said.finish == Finish::Length || text.len() < said.text.len(),
             provider: call.provider.clone(),
             model: call.model.clone(),
             attempt: call.attempt,
@@ -217,6 +226,12 @@ impl Journal {
     pub(crate) fn take_open(&mut self, attempt: i32) -> Option<OpenCall> {
         let at = self.open.iter().position(|open| open.attempt == attempt)?;
         Some(self.open.swap_remove(at))
+    }
+
+    /// Forgets what was found and said; what it cost stays.
+    pub(crate) fn restart(&mut self) {
+        (self.passages, self.fallback, self.reply, self.agent) = (None, None, None, None);
+        self.restarts += 1;
     }
 
     /// Goes on to a step.

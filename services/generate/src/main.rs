@@ -6,7 +6,9 @@ use std::time::SystemTime;
 
 use weir_contracts::Topic;
 use weir_generate::config::Config;
-use weir_generate::{Agents, Answering, KafkaTokens, Meaning, Parts, Prompts, RouteQuestions, Store, Tenants};
+use weir_generate::{
+    Agents, Answering, HttpReranker, KafkaTokens, Meaning, Parts, Prompts, Rerank, RouteQuestions, Store, Tenants,
+};
 use weir_llm::Chain;
 use weir_runner::{Concurrency, Order, Publisher};
 use weir_vectors::VectorStore;
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
             prompts: Prompts::load(config.generate.prompts_dir.as_deref())?,
             chain: Chain::new(&config.llm)?,
             retrieve: store,
+            rerank: HttpReranker::new(&config.rerank)?.map(|reranker| Arc::new(reranker) as Arc<dyn Rerank>),
             meaning,
             tokens: Arc::new(KafkaTokens::new(publisher)),
             tenants: Tenants::follow(&config.kafka, service.registry()),

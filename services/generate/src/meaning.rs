@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use weir_models::{Embedder, ModelConfig, ModelError, prepare};
 
+use crate::queries::{Queries, Vector};
+
 /// A text could not be embedded.
 #[derive(Debug, thiserror::Error)]
 pub enum MeaningError {
@@ -13,12 +15,19 @@ pub enum MeaningError {
     /// The thread that computed it ended.
     #[error("the embedding thread ended: {0}")]
     Thread(#[from] tokio::task::JoinError),
+    /// It failed for all that were computed together.
+    #[error(transparent)]
+    Together(#[from] Arc<MeaningError>),
+    /// Nobody computes any more: the service ends.
+    #[error("no texts are embedded any more")]
+    Ended,
 }
 
 /// The embedding model. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Meaning {
     embedder: Arc<Embedder>,
+    queries: Arc<Queries>,
 }
 
 impl Meaning {
@@ -35,13 +44,26 @@ impl Meaning {
             embedder.embed(&["warm up"])?;
             Ok::<_, ModelError>(embedder)
         });
-        Ok(Self { embedder: Arc::new(load.await??) })
+        let embedder = Arc::new(load.await??);
+        let queries = {
+            let embedder = Arc::clone(&embedder);
+            Queries::new(Arc::new(move |texts: &[&str]| Ok(embedder.embed(texts)?)))
+        };
+        Ok(Self { embedder, queries: Arc::new(queries) })
     }
 
     /// Id of the model.
     #[must_use]
     pub fn model_id(&self) -> &str {
         self.embedder.model_id()
+    }
+
+    /// The vector, of unit length, of a question: embedded together with others that come at the same time, or remembered.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub(crate) async fn of_question(&self, text: &str) -> Result<Vector, MeaningError> {
+        Ok(self.queries.of(text).await?)
     }
 
     /// A vector of unit length for each text.

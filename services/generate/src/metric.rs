@@ -34,9 +34,17 @@ pub const AGENT_TURNS: &str = "weir_generate_agent_turns";
 pub const AGENT_STOPS: &str = "weir_generate_agent_stops_total";
 /// Calls of tools.
 pub const TOOL_CALLS: &str = "weir_generate_tool_calls_total";
+/// Vectors of questions, computed or remembered.
+pub const QUERY_VECTORS: &str = "weir_generate_query_vectors_total";
+/// Questions that were embedded together.
+pub const QUERY_BATCH: &str = "weir_generate_query_batch";
+/// Searches whose results were reranked, or were to be.
+pub const RERANKS: &str = "weir_generate_reranks_total";
+/// Results of tools that were given again.
+pub const TOOL_RESULTS_REUSED: &str = "weir_generate_tool_results_reused_total";
 
 /// The service's own.
-pub const METRICS: [MetricDef; 16] = [
+pub const METRICS: [MetricDef; 20] = [
     MetricDef {
         name: ANSWERS,
         kind: MetricKind::Counter,
@@ -78,8 +86,8 @@ pub const METRICS: [MetricDef; 16] = [
         name: CACHE,
         kind: MetricKind::Counter,
         labels: &["result"],
-        help: "Looks into the cache of answers: hit, miss, stale (served because no model answered), unsure (not served, \
-               because nobody could say whether its documents are still there).",
+        help: "Looks into the cache of answers: hit, similar (the answer of an equivalent question), miss, stale (served because \
+               no model answered), unsure (not served, because nobody could say whether its documents are still there).",
     },
     MetricDef {
         name: SHARED,
@@ -92,7 +100,8 @@ pub const METRICS: [MetricDef; 16] = [
         name: RETRIEVAL_FALLBACKS,
         kind: MetricKind::Counter,
         labels: &["to"],
-        help: "Searches that did not answer in time: answered from the last result (cached), or without passages (none).",
+        help: "Searches that did not answer in time: answered from the last result (cached), by a model without passages \
+               (unaided), or not (none).",
     },
     MetricDef {
         name: SPEND_ANOMALIES,
@@ -137,6 +146,30 @@ pub const METRICS: [MetricDef; 16] = [
         kind: MetricKind::Counter,
         labels: &["tool", "result"],
         help: "Calls of tools by models: ok, invalid-arguments, failed, timed-out.",
+    },
+    MetricDef {
+        name: QUERY_VECTORS,
+        kind: MetricKind::Counter,
+        labels: &["from"],
+        help: "Vectors of questions: computed (model), or remembered (cache).",
+    },
+    MetricDef {
+        name: QUERY_BATCH,
+        kind: MetricKind::Histogram,
+        labels: &[],
+        help: "Questions that were embedded together.",
+    },
+    MetricDef {
+        name: RERANKS,
+        kind: MetricKind::Counter,
+        labels: &["result"],
+        help: "Searches whose results went to the reranker: ok, or failed, in which case their order stands.",
+    },
+    MetricDef {
+        name: TOOL_RESULTS_REUSED,
+        kind: MetricKind::Counter,
+        labels: &["tool"],
+        help: "Calls of tools that were answered with the result of the same call before.",
     },
 ];
 

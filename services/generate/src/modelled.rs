@@ -1,5 +1,6 @@
 //! Answers that a model writes, or wrote before, and what there is instead when none does.
 
+use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +17,12 @@ use crate::case::{Case, Keep};
 use crate::cite::cited;
 use crate::clock::Clock;
 use crate::draft::{Draft, Timings};
+use crate::gist::Gist;
 use crate::journal::StoredReply;
 use crate::metric;
+use crate::prompt::{ANSWER, UNAIDED, full_name, parts};
 use crate::retrieve::{Passage, Retrieve};
+use crate::similar::Asked;
 use crate::slot::fingerprint;
 use crate::stream::Streamer;
 
@@ -33,14 +37,15 @@ impl<R: Retrieve> Answering<R> {
         mut timings: Timings,
     ) -> Result<Result<Draft, Instead>, StageError> {
         let ask = case.ask;
-        let messages = match self.parts.prompts.messages(ask.version, ask.text(), passages) {
+        let version = self.version_for(ask, passages);
+        let messages = match self.parts.prompts.messages(&version, ask.text(), passages) {
             Ok(messages) => messages,
             Err(error) => return Ok(Err(Instead::Reject(failed(&error)))),
         };
         if let Some(expired) = self.expired(ask, "before a model was asked") {
             return Ok(Ok(expired));
         }
-        let known = self.look_up(case, state, chain, passages).await?;
+        let known = self.look_up(case, state, chain, passages, &version).await?;
         let known = match known {
             Known::Answer(draft) => return Ok(Ok(Draft { timings, ..*draft })),
             Known::Joined(slot, asked) => return Ok(Err(Instead::Joined(slot, asked))),
@@ -49,15 +54,16 @@ impl<R: Retrieve> Answering<R> {
         };
         case.journal.passages = Some(passages.to_vec());
         let remaining = ask.deadline.and_then(|deadline| deadline.remaining(self.now()));
-        let own = self.parts.prompts.settings(ask.version);
+        let own = self.parts.prompts.settings(&version);
         let request = ChatRequest {
             messages,
             max_tokens: own.max_output_tokens.map_or(self.parts.config.max_output_tokens, NonZeroU32::get),
-            temperature: self.temperature(ask.version),
+            temperature: self.temperature(&version),
             deadline: remaining.map(|left| tokio::time::Instant::now() + left),
-            idempotency_key: Some(self.call_key(ask)),
+            idempotency_key: Some(self.call_key(case)),
             tenant: Some(ask.question.tenant.to_string()),
-            prompt_version: Some(ask.version.to_owned()),
+            prompt_template: Some(parts(&version).0.to_owned()),
+            prompt_version: Some(parts(&version).1.to_owned()),
             tools: Vec::new(),
         };
         let calling = Instant::now();
@@ -78,7 +84,7 @@ impl<R: Retrieve> Answering<R> {
         let (streamed, journaled) = tokio::join!(streamer.finish(), journaled);
         journaled?;
         for call in made.iter().filter(|call| !call.usage.estimated && call.usage.input > 0) {
-            self.prompts.observe(ask.version, call.usage.input);
+            self.prompts.observe(&version, call.usage.input);
         }
         timings.step("model", calling.elapsed());
         let attempt = |attempt: i32| if streamed { attempt } else { 0 };
@@ -109,7 +115,16 @@ impl<R: Retrieve> Answering<R> {
             Ok(draft) => Ok(Draft { timings, ..draft }),
             Err(reason) => self.degraded(ask, passages, timings, known, reason).await,
         };
-        Ok(draft.map(|draft| Draft { prompt_version: ask.version.to_owned(), ..draft }))
+        Ok(draft.map(|draft| Draft { prompt_version: version.to_string(), ..draft }))
+    }
+
+    /// The prompt version for what was found. Nothing is, where nothing could be looked up; what is not relevant does not come
+    /// here.
+    pub(crate) fn version_for<'a>(&self, ask: &'a Ask<'_>, passages: &[Passage]) -> Cow<'a, str> {
+        match passages.is_empty() {
+            true => Cow::Owned(full_name(UNAIDED, &self.parts.config.unaided_prompt_version)),
+            false => Cow::Borrowed(&*ask.version),
+        }
     }
 
     /// The prompt version's own temperature, or the configured one.
@@ -119,14 +134,17 @@ impl<R: Retrieve> Answering<R> {
 
     /// The key under which a provider that knows such keys remembers the question's call: the same for every owner of the
     /// question, another one for every question.
-    pub(crate) fn call_key(&self, ask: &Ask<'_>) -> String {
+    pub(crate) fn call_key(&self, case: &Case<'_>) -> String {
+        let ask = case.ask;
         let at = &ask.delivery.at;
         let (request, lane, offset) = (&ask.question.request_id, at.lane.0, ask.delivery.first_offset());
-        let parts: [&[u8]; 4] = [
+        let parts: [&[u8]; 5] = [
             ask.question.tenant.as_str().as_bytes(),
             request.as_str().as_bytes(),
             &lane.to_le_bytes(),
             &offset.to_le_bytes(),
+            // Who wants it done anew does not want what was said before.
+            &case.journal.restarts.to_le_bytes(),
         ];
         hex::encode(weir_contracts::length_prefixed_hash(&parts))
     }
@@ -157,15 +175,16 @@ impl<R: Retrieve> Answering<R> {
         state: LaneState<'_>,
         chain: &Chain,
         passages: &[Passage],
+        version: &str,
     ) -> Result<Known, StageError> {
         let config = &self.parts.config;
         if config.cache_stale_s == 0 || !case.journal.open.is_empty() || !case.journal.calls.is_empty() {
             return Ok(Known::Nothing);
         }
         let ask = case.ask;
-        let question = fingerprint(ask.question, &normalised(ask.text()), ask.version);
+        let question = fingerprint(ask.question, &normalised(ask.text()), version);
         let key = format!("answer/{}/{question}", ask.question.tenant);
-        let basis = Basis::of(passages, self.parts.prompts.fingerprint(ask.version), chain.fingerprint());
+        let basis = Basis::of(passages, self.parts.prompts.fingerprint(version), chain.fingerprint());
         let flight = format!("flight/{}/{question}/{}", ask.question.tenant, basis.fingerprint());
         let cached: Option<Cached> = state.update(|change| crate::journal::load(change, &key)).await?;
         let now = unix_millis(self.now());
@@ -175,12 +194,40 @@ impl<R: Retrieve> Answering<R> {
             counter!(metric::CACHE, "result" => "hit").increment(1);
             return Ok(Known::Answer(Box::new(cached_draft(cached, Provenance::Cached, now))));
         }
+        let similar = self.similar_to(case, version).await;
+        if let Some((scope, asked, threshold)) = &similar
+            && let Some(key) = self.similar.find(scope, asked, *threshold)
+        {
+            let other: Option<Cached> = state.update(|change| crate::journal::load(change, &key)).await?;
+            let fits = |other: &Cached| other.answers_too(&basis) && other.age(now) < fresh_for;
+            if let Some(other) = other.filter(fits) {
+                counter!(metric::CACHE, "result" => "similar").increment(1);
+                let mut draft = cached_draft(&other, Provenance::Cached, now);
+                draft.reason = Some("the answer to an equivalent question".to_owned());
+                return Ok(Known::Answer(Box::new(draft)));
+            }
+        }
         counter!(metric::CACHE, "result" => "miss").increment(1);
         if case.is_under_way_elsewhere(&flight, &question).await? {
             return Ok(Known::Joined(flight, question));
         }
+        if let Some((scope, asked, _)) = similar {
+            // It may come to nothing: then there is no answer under the key.
+            self.similar.note(scope, asked, key.clone());
+        }
         case.keep = Some(Keep { key, basis, for_millis });
         Ok(cached.map_or(Known::Nothing, |cached| Known::Stale(Box::new(cached))))
+    }
+
+    /// Where equivalent questions are, what this one asks, and how near they must be; none where the tenant wants no answers of
+    /// theirs, or nothing was found that they could rest on.
+    async fn similar_to(&self, case: &Case<'_>, version: &str) -> Option<(String, Asked, f64)> {
+        let threshold = case.semantic_cache().filter(|_| parts(version).0 == ANSWER)?;
+        let ask = case.ask;
+        // Everything but the words.
+        let scope = format!("{}/{}", ask.question.tenant, fingerprint(ask.question, "", version));
+        let vector = self.vector(ask.text()).await.ok()?;
+        Some((scope, Asked { gist: Gist::of(ask.text()), vector }, threshold))
     }
 
     /// In place of a model's answer: what was answered before, marked, or sentences of the passages, marked.

@@ -1,4 +1,4 @@
-//! Versioned prompts: `prompts/answer/<version>.toml`.
+//! Versioned prompts: `prompts/<template>/<version>.toml`.
 
 mod version;
 
@@ -12,14 +12,35 @@ use version::{Material, Version, attribute, contained};
 
 pub use version::PromptSettings;
 
-/// Name of the template; its versions are files.
-pub(crate) const TEMPLATE: &str = "answer";
+/// What a model is told that answers from passages. Its versions are known by their names alone.
+pub(crate) const ANSWER: &str = "answer";
+/// What a model is told that may call tools.
+pub(crate) const AGENT: &str = "agent";
+/// What a model is told when nothing can be looked up.
+pub(crate) const UNAIDED: &str = "unaided";
 
-/// The versions that are built in.
-const BUILT_IN: &[(&str, &str)] = &[
-    // The oldest first.
-    ("v1", include_str!("../../../prompts/answer/v1.toml")),
+/// The versions that are built in, by template.
+const BUILT_IN: [(&str, &[(&str, &str)]); 3] = [
+    (
+        ANSWER,
+        &[
+            // The oldest first.
+            ("v1", include_str!("../../../prompts/answer/v1.toml")),
+        ],
+    ),
+    (AGENT, &[("v1", include_str!("../../../prompts/agent/v1.toml"))]),
+    (UNAIDED, &[("v1", include_str!("../../../prompts/unaided/v1.toml"))]),
 ];
+
+/// A version as records, logs and settings name it: `v1` of the template that answers, `agent/v1` of another one.
+pub(crate) fn full_name(template: &str, version: &str) -> String {
+    if template == ANSWER { version.to_owned() } else { format!("{template}/{version}") }
+}
+
+/// The template of a version, by its full name, and its name there.
+pub(crate) fn parts(name: &str) -> (&str, &str) {
+    name.split_once('/').unwrap_or((ANSWER, name))
+}
 
 /// A prompt can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +95,7 @@ pub enum PromptError {
     },
 }
 
-/// The versions of the prompt, by name.
+/// The versions of all templates, by their full names.
 ///
 /// **Invariant:** each of them can be rendered and passed its own tests.
 #[derive(Debug)]
@@ -88,15 +109,22 @@ impl Prompts {
     /// # Errors
     /// When the folder can't be read, a file is not a version of a prompt, or one fails its tests.
     pub fn load(folder: Option<&Path>) -> Result<Self, PromptError> {
-        let mut sources: BTreeMap<String, Source> = BUILT_IN.iter().map(built_in).collect();
-        if let Some(folder) = folder {
-            sources.extend(read_folder(&folder.join(TEMPLATE))?);
-        }
         let mut versions = BTreeMap::new();
-        for (name, source) in sources {
-            let version = Version::parse(&name, &source.file, &source.text)?;
-            version.test()?;
-            versions.insert(name, version);
+        for (template, built_in) in BUILT_IN {
+            let mut sources: BTreeMap<String, Source> =
+                built_in.iter().map(|(version, text)| Source::built_in(template, version, text)).collect();
+            // Whoever has a folder has it for answers; of the others there may be none.
+            if let Some(folder) = folder.map(|folder| folder.join(template))
+                && (template == ANSWER || folder.is_dir())
+            {
+                sources.extend(read_folder(&folder)?);
+            }
+            for (name, source) in sources {
+                let name = full_name(template, &name);
+                let version = Version::parse(&name, &source.file, &source.text)?;
+                version.test()?;
+                versions.insert(name, version);
+            }
         }
         Ok(Self { versions })
     }
@@ -158,9 +186,11 @@ struct Source {
     text: String,
 }
 
-fn built_in((version, text): &(&str, &str)) -> (String, Source) {
-    let file = format!("built-in prompts/{TEMPLATE}/{version}.toml");
-    ((*version).to_owned(), Source { file, text: (*text).to_owned() })
+impl Source {
+    fn built_in(template: &str, version: &str, text: &str) -> (String, Self) {
+        let file = format!("built-in prompts/{template}/{version}.toml");
+        (version.to_owned(), Self { file, text: text.to_owned() })
+    }
 }
 
 fn read_folder(folder: &Path) -> Result<BTreeMap<String, Source>, PromptError> {

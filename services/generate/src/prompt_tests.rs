@@ -9,7 +9,7 @@ use weir_vectors::Hit;
 
 use super::*;
 
-const V1: &str = BUILT_IN[0].1;
+const V1: &str = BUILT_IN[0].1[0].1;
 
 /// The least there can be.
 const SMALL: &str = "description = 'small'\nsystem = 's'\nuser = '{{ question }}!'\n";
@@ -45,12 +45,12 @@ struct Folder(PathBuf);
 impl Folder {
     fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("weir-prompts-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(path.join(TEMPLATE)).unwrap();
+        std::fs::create_dir_all(path.join(ANSWER)).unwrap();
         Self(path)
     }
 
     fn write(&self, file: &str, text: &str) {
-        std::fs::write(self.0.join(TEMPLATE).join(file), text).unwrap();
+        std::fs::write(self.0.join(ANSWER).join(file), text).unwrap();
     }
 
     fn load(&self) -> Result<Prompts, PromptError> {
@@ -101,26 +101,46 @@ fn a_document_cannot_leave_its_passage() {
 
 #[test]
 fn every_version_of_the_repository_is_built_in_and_passes_tests_of_its_own() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../prompts").join(TEMPLATE);
-    let files: BTreeSet<String> = read_folder(&folder).unwrap().into_keys().collect();
-    let built_in: BTreeSet<String> = BUILT_IN.iter().map(|(version, _)| (*version).to_owned()).collect();
-    assert_eq!(files, built_in, "a file in prompts/{TEMPLATE} needs a line in BUILT_IN");
-    for &(version, text) in BUILT_IN {
-        let tests =
-            text.parse::<toml::Table>().unwrap().get("tests").map_or(0, |tests| tests.as_array().unwrap().len());
-        assert!(tests > 0, "prompts/{TEMPLATE}/{version}.toml has no [[tests]]");
-        let tested = Version::parse(version, version, text).and_then(|version| version.test());
-        tested.unwrap_or_else(|error| panic!("{error}"));
+    let prompts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../prompts");
+    let folders = std::fs::read_dir(&prompts).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let templates: BTreeSet<String> =
+        folders.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(templates, BUILT_IN.iter().map(|(template, _)| (*template).to_owned()).collect());
+    for (template, versions) in BUILT_IN {
+        let files: BTreeSet<String> = read_folder(&prompts.join(template)).unwrap().into_keys().collect();
+        let built_in: BTreeSet<String> = versions.iter().map(|(version, _)| (*version).to_owned()).collect();
+        assert_eq!(files, built_in, "a file in prompts/{template} needs a line in BUILT_IN");
+        for &(version, text) in versions {
+            let tests =
+                text.parse::<toml::Table>().unwrap().get("tests").map_or(0, |tests| tests.as_array().unwrap().len());
+            assert!(tests > 0, "prompts/{template}/{version}.toml has no [[tests]]");
+            let tested = Version::parse(version, version, text).and_then(|version| version.test());
+            tested.unwrap_or_else(|error| panic!("{error}"));
+        }
     }
 }
 
+#[test]
+fn versions_of_other_templates_have_that_in_their_names() {
+    for (template, version, name) in [(ANSWER, "v1", "v1"), (AGENT, "v2", "agent/v2"), (UNAIDED, "v1", "unaided/v1")] {
+        assert_eq!(full_name(template, version), name);
+        assert_eq!(parts(name), (template, version));
+    }
+    let prompts = Prompts::load(None).unwrap();
+    let said = |version: &str| prompts.messages(version, "Q?", &[]).unwrap().swap_remove(0).content;
+    assert!(!said("v1").contains("tools") && said("agent/v1").contains("Tools:"));
+    assert!(said("unaided/v1").contains("can not be searched"));
+    assert!(prompts.check("unaided/v9").is_err());
+}
+
 /// What is wrong with a version, by the list of those that were released.
-fn complaint(released: &toml::Table, version: &str, fingerprint: &str) -> Option<String> {
-    match released[TEMPLATE].get(version).and_then(toml::Value::as_str) {
-        None => Some(format!("add to prompts/released.toml, under [{TEMPLATE}]: {version} = \"{fingerprint}\"")),
+fn complaint(released: &toml::Table, name: &str, fingerprint: &str) -> Option<String> {
+    let (template, version) = parts(name);
+    match released.get(template).and_then(|template| template.get(version)).and_then(toml::Value::as_str) {
+        None => Some(format!("add to prompts/released.toml, under [{template}]: {version} = \"{fingerprint}\"")),
         Some(known) if known == fingerprint => None,
         Some(_) => Some(format!(
-            "{version} is released and was edited, but answers name it: put prompts/{TEMPLATE}/{version}.toml back as it was \
+            "{version} is released and was edited, but answers name it: put prompts/{template}/{version}.toml back as it was \
              and add a new version instead (prompts/README.md). Only a version that was never merged gets a new line: \
              {version} = \"{fingerprint}\""
         )),
@@ -134,8 +154,11 @@ fn a_released_version_is_never_edited_or_removed() {
     let complaints: Vec<String> =
         prompts.versions.keys().filter_map(|name| complaint(&released, name, &prompts.fingerprint(name))).collect();
     assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
-    for version in released[TEMPLATE].as_table().unwrap().keys() {
-        assert!(prompts.check(version).is_ok(), "{version} is released and is gone: answers name it");
+    for (template, versions) in &released {
+        for version in versions.as_table().unwrap().keys() {
+            let name = full_name(template, version);
+            assert!(prompts.check(&name).is_ok(), "{name} is released and is gone: answers name it");
+        }
     }
     let edited = Version::parse("v1", "v1", &V1.replace("at most five", "at most six")).unwrap();
     let complaint = complaint(&released, "v1", &edited.fingerprint()).unwrap();

@@ -1,4 +1,5 @@
-//! What searches found lately, for when the vector store does not answer.
+//! What was found out lately, each thing for a limited time: results of searches, for when the vector store does not answer,
+//! and results of tools that do not change.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,53 +7,67 @@ use std::time::{Duration, Instant};
 
 use weir_contracts::length_prefixed_hash;
 
-use crate::Passage;
 use crate::retrieve::Wanted;
 
-/// Searches that are remembered.
+/// Things that are remembered.
 const REMEMBERED: usize = 2_000;
 
-/// What was found, and when, by what was looked for.
-type Results = HashMap<[u8; 32], (Instant, Vec<Passage>)>;
+/// By what something is remembered.
+pub(crate) type Key = [u8; 32];
 
-/// Results of searches, each for a limited time.
+/// Things that are remembered, each for its time.
 #[derive(Debug)]
-pub(crate) struct Recall {
-    kept: Duration,
-    results: Mutex<Results>,
+pub(crate) struct Recall<T>(Mutex<HashMap<Key, Kept<T>>>);
+
+#[derive(Debug)]
+struct Kept<T> {
+    value: T,
+    since: Instant,
+    length: Duration,
 }
 
-impl Recall {
-    /// Remembers results for so long.
-    pub(crate) fn new(kept: Duration) -> Self {
-        Self { kept, results: Mutex::default() }
+impl<T> Kept<T> {
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Results> {
-        self.results.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes what a search found.
-    pub(crate) fn note(&self, wanted: &Wanted<'_>, passages: &[Passage], now: Instant) {
-        let mut results = self.lock();
-        if results.len() >= REMEMBERED {
-            results.retain(|_, (at, _)| now.saturating_duration_since(*at) < self.kept);
-        }
-        if results.len() < REMEMBERED {
-            results.insert(key(wanted), (now, passages.to_vec()));
-        }
-    }
-
-    /// What the same search found, and how long ago.
-    pub(crate) fn last(&self, wanted: &Wanted<'_>, now: Instant) -> Option<(Vec<Passage>, Duration)> {
-        let results = self.lock();
-        let (at, passages) = results.get(&key(wanted))?;
-        let age = now.saturating_duration_since(*at);
-        (age < self.kept).then(|| (passages.clone(), age))
+    fn is_valid(&self, now: Instant) -> bool {
+        self.age(now) < self.length
     }
 }
 
-fn key(wanted: &Wanted<'_>) -> [u8; 32] {
+impl<T> Default for Recall<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Recall<T> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Kept<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers something for so long.
+    pub(crate) fn note(&self, key: Key, value: T, length: Duration, now: Instant) {
+        let mut all = self.lock();
+        if all.len() >= REMEMBERED {
+            all.retain(|_, kept| kept.is_valid(now));
+        }
+        if all.len() < REMEMBERED || all.contains_key(&key) {
+            all.insert(key, Kept { value, since: now, length });
+        }
+    }
+
+    /// What was noted, and how long ago.
+    pub(crate) fn last(&self, key: &Key, now: Instant) -> Option<(T, Duration)> {
+        let all = self.lock();
+        let kept = all.get(key).filter(|kept| kept.is_valid(now))?;
+        Some((kept.value.clone(), kept.age(now)))
+    }
+}
+
+/// By what the result of a search is remembered.
+pub(crate) fn search_key(wanted: &Wanted<'_>) -> Key {
     let filter: Vec<u8> = wanted
         .filter
         .iter()
@@ -76,12 +91,25 @@ mod tests {
     fn a_result_is_recalled_for_its_time_and_for_its_tenant_only() {
         let (filter, acme, other) =
             (BTreeMap::new(), TenantId::parse("acme").unwrap(), TenantId::parse("other").unwrap());
-        let wanted = |tenant| Wanted { tenant, filter: &filter, question: "q", vector: &[], limit: 3 };
-        let (recall, now) = (Recall::new(Duration::from_secs(60)), Instant::now());
-        recall.note(&wanted(&acme), &[], now);
+        let key = |tenant| search_key(&Wanted { tenant, filter: &filter, question: "q", vector: &[], limit: 3 });
+        let (recall, now) = (Recall::default(), Instant::now());
+        recall.note(key(&acme), "found", Duration::from_secs(60), now);
         let after = |seconds| now + Duration::from_secs(seconds);
-        assert_eq!(recall.last(&wanted(&acme), after(59)), Some((Vec::new(), Duration::from_secs(59))));
-        assert_eq!(recall.last(&wanted(&acme), after(60)), None);
-        assert_eq!(recall.last(&wanted(&other), now), None);
+        assert_eq!(recall.last(&key(&acme), after(59)), Some(("found", Duration::from_secs(59))));
+        assert_eq!(recall.last(&key(&acme), after(60)), None);
+        assert_eq!(recall.last(&key(&other), now), None);
+    }
+
+    #[test]
+    fn what_is_over_makes_room_and_nothing_else_goes() {
+        let (recall, now) = (Recall::default(), Instant::now());
+        let key = |n: usize| length_prefixed_hash(&[&n.to_le_bytes()]);
+        for n in 0..REMEMBERED + 10 {
+            recall.note(key(n), n, Duration::from_secs(60), now);
+        }
+        assert!(recall.last(&key(0), now).is_some() && recall.last(&key(REMEMBERED), now).is_none());
+        let later = now + Duration::from_secs(61);
+        recall.note(key(REMEMBERED), 1, Duration::from_secs(60), later);
+        assert!(recall.last(&key(REMEMBERED), later).is_some());
     }
 }

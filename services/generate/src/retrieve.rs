@@ -32,6 +32,18 @@ pub struct Passage {
     pub similarity: Option<f64>,
 }
 
+/// The first passages, as many as have no more bytes of text than that together.
+pub(crate) fn fitting(mut passages: Vec<Passage>, bytes: usize) -> Vec<Passage> {
+    let mut left = bytes;
+    let mut fits = |passage: &Passage| {
+        let rest = left.checked_sub(passage.hit.text.len());
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    };
+    passages.truncate(passages.iter().take_while(|passage| fits(passage)).count());
+    passages
+}
+
 /// Why nothing could be retrieved.
 #[derive(Debug, thiserror::Error)]
 pub enum RetrieveError {

@@ -88,6 +88,11 @@ impl Policy {
         self.0.as_ref().is_some_and(|tenant| tenant.over_limit == OverLimit::Queue)
     }
 
+    /// How near an equivalent question must be, as cosine, for its answer to be given again; none: no answer is.
+    pub(crate) fn semantic_cache(&self) -> Option<f64> {
+        self.0.as_ref().and_then(|tenant| tenant.semantic_cache)
+    }
+
     /// The accounts that count a question, where there are limits, and whose they are in words.
     pub(crate) fn accounts(&self, question: &Question) -> Vec<Charged> {
         let Some(tenant) = &self.0 else { return Vec::new() };

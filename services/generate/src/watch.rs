@@ -41,9 +41,10 @@ impl PromptBaselines {
     pub(crate) fn observe(&self, version: &str, input_tokens: u64) {
         let verdict = self.0.lock().unwrap_or_else(PoisonError::into_inner).observe(version, input_tokens);
         if let Verdict::Raised(alarm) = verdict {
+            let (template, short) = crate::prompt::parts(version);
             tracing::warn!(
-                template = crate::prompt::TEMPLATE,
-                version,
+                prompt_template = template,
+                prompt_version = short,
                 tokens = alarm.tokens,
                 usual = alarm.usual,
                 "prompts became longer at a jump"

@@ -3,14 +3,19 @@
 
 mod house;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use house::{House, Plan, answer, delivery, question, written};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use weir_contracts::{AnswerStatus, Question, Topic, Usage};
 use weir_generate::AgentSection;
 use weir_llm::AgentConfig;
 use weir_llm::testing::{Behaviour, FakeProvider, ToolCall};
+use weir_llm::tools::HttpToolConfig;
 use weir_stage::{ConcurrentStage, Delivery, MemoryLane};
 
 const BUILT: &str = "When was the mill at Ulm built?";
@@ -85,6 +90,45 @@ async fn a_tool_that_fails_is_told_to_the_model_and_the_answer_comes_all_the_sam
     let results = said(&provider, "tool");
     assert!(results[0].contains("no such document") && results[3].contains("query"), "{results:?}");
     assert!(results.iter().all(|result| result.starts_with("error: ")), "{results:?}");
+}
+
+#[tokio::test]
+async fn a_result_that_does_not_change_is_asked_for_once_in_its_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/rate?of={{currency}}", listener.local_addr().unwrap());
+    let served = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&served);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4_096];
+            let _ = stream.read(&mut request).await.unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+            let response =
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 4\r\nconnection: close\r\n\r\n1.25";
+            stream.write_all(response.as_bytes()).await.unwrap();
+        }
+    });
+    let tool = |reuse_s| HttpToolConfig {
+        name: "rate".into(),
+        description: "A rate.".into(),
+        url: url.clone(),
+        parameters: BTreeMap::from([("currency".into(), "Which.".into())]),
+        allow_private: true,
+        reuse_s,
+        ..HttpToolConfig::default()
+    };
+    for (reuse_s, expected) in [(60, 2), (0, 5)] {
+        let provider = FakeProvider::start(Behaviour::Answer("1.25.".into())).await.unwrap();
+        let section = AgentSection { bounds: bounds(), http: vec![tool(reuse_s)], ..AgentSection::default() };
+        let house = Plan { providers: &[&provider], agent: section, ..Plan::default() }.build().await;
+        for (asked, currency) in ["EUR", "EUR", "SEK"].into_iter().enumerate() {
+            provider.script([calls(&[("c", "rate", json!({ "currency": currency }))])]);
+            drop(house.outcome(&agent(&format!("How much is {asked}?"))).await);
+            assert_eq!(said(&provider, "tool"), ["1.25"]);
+        }
+        assert_eq!(served.load(Ordering::Relaxed), expected);
+    }
 }
 
 #[tokio::test]

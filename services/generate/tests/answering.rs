@@ -4,13 +4,15 @@
 mod house;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use house::{LANES, MILL, NOW, Plan, answer, delivery, home, house, question, written};
+use futures::future::BoxFuture;
+use house::{House, LANES, MILL, NOW, Plan, answer, delivery, home, house, question, written};
 use weir_contracts::{AnswerStatus, Provenance, Question, Topic, header};
-use weir_generate::RouteQuestions;
 use weir_generate::config::GenerateConfig;
+use weir_generate::{Rerank, RerankError, RouteQuestions};
 use weir_llm::testing::{Behaviour, FakeProvider};
 use weir_stage::{Batch, Change, ConcurrentStage, Failure, LaneView, Outcome, Stage};
 
@@ -175,7 +177,7 @@ async fn what_can_not_be_answered_is_answered_as_failed_with_the_reason() {
 #[tokio::test]
 async fn a_vector_store_that_is_away_takes_no_answer_down() {
     let provider = FakeProvider::start(Behaviour::Quote).await.unwrap();
-    let config = GenerateConfig { cache_fresh_s: 0, ..GenerateConfig::default() };
+    let config = GenerateConfig { cache_fresh_s: 0, answer_unaided: false, ..GenerateConfig::default() };
     let house = Plan { providers: &[&provider], config, ..Plan::default() }.build().await;
     house.away.store(true, Ordering::Relaxed);
     let (answer, _) = house.ask(question("q", "When was the mill at Ulm built?")).await;
@@ -189,6 +191,68 @@ async fn a_vector_store_that_is_away_takes_no_answer_down() {
     let (answer, _) = house.ask(question("q", "When was the mill at Ulm built?")).await;
     assert_eq!((answer.status, answer.provenance), (AnswerStatus::Complete, Provenance::Degraded));
     assert!(answer.reason.unwrap().contains("passages found"));
+}
+
+fn resumed_as(outcome: &Outcome) -> (Provenance, String) {
+    let answer = answer(outcome);
+    (answer.provenance, answer.prompt_version)
+}
+
+#[tokio::test]
+async fn a_model_answers_without_the_documents_while_they_can_not_be_searched_and_that_is_said() {
+    let provider = FakeProvider::start(Behaviour::Answer("The documents can not be searched.".into())).await.unwrap();
+    let house = house(&[&provider]).await;
+    house.away.store(true, Ordering::Relaxed);
+    let (answer, usage) = house.ask(question("q", "When was the mill at Ulm built?")).await;
+    assert_eq!((answer.status, answer.provenance), (AnswerStatus::Complete, Provenance::Degraded));
+    assert!(answer.citations.is_empty() && answer.reason.unwrap().contains("answered without the documents"));
+    assert_eq!((answer.prompt_version.as_str(), usage.len()), ("unaided/v1", 1));
+    let body = provider.received().pop().unwrap().body;
+    assert!(body["messages"][0]["content"].as_str().unwrap().contains("can not be searched"), "{body}");
+    // An owner that takes it over says so, too.
+    let asked = delivery(question("r", "When was the mill at Ulm built?"));
+    drop(house.stage.process(&asked, house.state()).await.unwrap());
+    let resumed = house.outcome(&asked).await;
+    assert_eq!(resumed_as(&resumed), (Provenance::Degraded, "unaided/v1".into()));
+    assert_eq!(provider.calls(), 2);
+    // It is an answer for want of a better one.
+    house.away.store(false, Ordering::Relaxed);
+    let (answer, _) = house.ask(question("q", "When was the mill at Ulm built?")).await;
+    assert_eq!((answer.provenance, answer.prompt_version.as_str()), (Provenance::Fresh, "v1"));
+}
+
+/// Turns the order round, or fails.
+struct Backwards {
+    fails: AtomicBool,
+}
+
+impl Rerank for Backwards {
+    fn order<'a>(&'a self, _: &'a str, texts: &'a [&'a str]) -> BoxFuture<'a, Result<Vec<usize>, RerankError>> {
+        let order = match self.fails.load(Ordering::Relaxed) {
+            true => Err(RerankError::Unreachable("away".into())),
+            false => Ok((0..texts.len()).rev().collect()),
+        };
+        Box::pin(async move { order })
+    }
+
+    fn candidates(&self) -> usize {
+        9
+    }
+}
+
+#[tokio::test]
+async fn a_reranker_orders_more_than_is_used_and_may_be_away() {
+    let provider = FakeProvider::start(Behaviour::Quote).await.unwrap();
+    let backwards = Arc::new(Backwards { fails: AtomicBool::new(false) });
+    let rerank = Some(Arc::clone(&backwards) as Arc<dyn Rerank>);
+    let config = GenerateConfig { top_k: 1, min_similarity: 0.0, ..GenerateConfig::default() };
+    let house = Plan { providers: &[&provider], config, rerank, ..Plan::default() }.build().await;
+    let asked = |house: &House| house.searches.lock().unwrap().last().unwrap().2;
+    let (answer, _) = house.ask(question("a", "When was the mill at Ulm built?")).await;
+    assert_eq!((answer.citations[0].document.as_str(), asked(&house)), ("ship.md", 9));
+    backwards.fails.store(true, Ordering::Relaxed);
+    let (answer, _) = house.ask(question("b", "When was the mill at Ulm built?")).await;
+    assert_eq!(answer.citations[0].document.as_str(), "mill.md", "the order of the search stands");
 }
 
 #[tokio::test]

@@ -3,14 +3,14 @@
 
 mod house;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use house::{House, NOW, Plan, answer, delivery, question, written};
 use weir_contracts::{
-    Answer, AnswerStatus, Limits, OverLimit, Provenance, Question, RequestId, Tenant, Tier, Topic, Usage,
+    Answer, AnswerStatus, Limits, OverLimit, Provenance, Question, RequestId, Tenant, Tier, Topic, Usage, header,
 };
 use weir_generate::config::GenerateConfig;
 use weir_llm::testing::{Behaviour, FakeProvider};
@@ -43,6 +43,7 @@ fn tenant(limits: Limits, over_limit: OverLimit) -> Tenant {
         features: BTreeMap::new(),
         over_limit,
         prices: BTreeMap::new(),
+        semantic_cache: None,
     }
 }
 
@@ -189,22 +190,39 @@ async fn a_call_that_was_heard_is_not_made_again() {
     assert!(!lane.keys().iter().any(|key| key.starts_with(b"journal")), "{:?}", lane.keys());
 }
 
+/// What is said of a question that becomes a dead letter after a model was heard.
+async fn failed_after_its_call(house: &House, asked: &Delivery<Question>) -> Outcome {
+    drop(house.stage.process(asked, house.state()).await.unwrap());
+    let view = house.lane.begin().await.unwrap();
+    let mut change = Change::new(view.as_ref(), i64::try_from(NOW).unwrap());
+    let failure = Failure::new("panic", "the stage panicked");
+    let words = house.stage.last_words(asked, &failure, &mut change).unwrap();
+    let writes = change.into_writes();
+    view.finish(writes);
+    Outcome::emit_all(words)
+}
+
+#[tokio::test]
+async fn a_replay_from_the_beginning_asks_a_model_again_under_another_key() {
+    let provider = quoting().await;
+    let house = Plan { providers: &[&provider], idempotent: true, ..Plan::default() }.build().await;
+    let mut asked = delivery(question("q", BUILT));
+    drop(failed_after_its_call(&house, &asked).await);
+    asked.headers.set(header::RESTART, "true");
+    let outcome = house.outcome(&asked).await;
+    let answer = answer(&outcome);
+    assert_eq!((answer.status, answer.attempts), (AnswerStatus::Complete, 2), "what it cost before counts");
+    assert_eq!(written::<Usage>(&outcome, Topic::USAGE).len(), 1);
+    let keys: BTreeSet<_> = provider.received().into_iter().map(|call| call.idempotency_key).collect();
+    assert_eq!(keys.len(), 2);
+}
+
 #[tokio::test]
 async fn a_question_that_failed_for_good_is_taken_up_where_it_was_when_it_is_replayed() {
     let provider = quoting().await;
-    let lane = Arc::new(MemoryLane::default());
-    let house = Plan { providers: &[&provider], lane: Arc::clone(&lane), ..Plan::default() }.build().await;
+    let house = Plan { providers: &[&provider], ..Plan::default() }.build().await;
     let asked = keyed("q", "k", BUILT);
-    drop(house.stage.process(&asked, house.state()).await.unwrap());
-    let said = {
-        let view = lane.begin().await.unwrap();
-        let mut change = Change::new(view.as_ref(), i64::try_from(NOW).unwrap());
-        let failure = Failure::new("panic", "the stage panicked");
-        let words = house.stage.last_words(&asked, &failure, &mut change).unwrap();
-        let writes = change.into_writes();
-        view.finish(writes);
-        Outcome::emit_all(words)
-    };
+    let said = failed_after_its_call(&house, &asked).await;
     assert_eq!(answer(&said).status, AnswerStatus::Failed);
     assert_eq!(written::<Usage>(&said, Topic::USAGE).len(), 1, "what it cost is told once");
     let outcome = house.outcome(&asked).await;
@@ -228,6 +246,39 @@ async fn what_was_answered_is_answered_again_from_the_cache_as_long_as_it_rests_
     let other = Question { filter: BTreeMap::from([("kind".into(), "mill".into())]), ..question("c", BUILT) };
     assert_eq!(house.ask(other).await.0.provenance, Provenance::Fresh, "another filter is another question");
     assert_eq!(provider.calls(), 2);
+}
+
+#[tokio::test]
+async fn an_equivalent_question_gets_the_same_answer_where_its_tenant_wants_that() {
+    let provider = quoting().await;
+    let wants = |semantic_cache| Tenant { semantic_cache, ..tenant(Limits::default(), OverLimit::Reject) };
+    let providers = [&provider];
+    let house = |tenant: Option<Tenant>| Plan {
+        providers: &providers,
+        tenants: tenant.into_iter().collect(),
+        ..Plan::default()
+    };
+    let asked = "When was the mill at Ulm built?";
+    let same = "when was the mill at Ulm built, please";
+    for tenant in [None, Some(wants(None)), Some(wants(Some(1.0)))] {
+        let house = house(tenant).build().await;
+        house.ask(question("a", asked)).await;
+        assert_eq!(house.ask(question("b", same)).await.0.provenance, Provenance::Fresh, "off, or not near enough");
+    }
+    let house = house(Some(wants(Some(0.5)))).build().await;
+    let (first, _) = house.ask(question("a", asked)).await;
+    let (second, usage) = house.ask(question("b", same)).await;
+    assert_eq!((second.provenance, second.text), (Provenance::Cached, first.text));
+    assert!(usage.is_empty() && second.reason.unwrap().contains("equivalent"));
+    for other in
+        ["When was the mill at Ulm not built?", "When was the mill at Kiel built?", "When was the mill 2 at Ulm built?"]
+    {
+        assert_eq!(house.ask(question("c", other)).await.0.provenance, Provenance::Fresh, "{other}");
+    }
+    let filtered = Question { filter: BTreeMap::from([("kind".into(), "mill".into())]), ..question("d", same) };
+    assert_eq!(house.ask(filtered).await.0.provenance, Provenance::Fresh, "another scope");
+    house.revised.store(true, Ordering::Relaxed);
+    assert_eq!(house.ask(question("e", same)).await.0.provenance, Provenance::Fresh, "it rests on other revisions now");
 }
 
 #[tokio::test]

@@ -631,6 +631,8 @@ pub struct Tenant {
     pub over_limit: OverLimit,
     /// Prices of models for this tenant, by the model's name, where they are not those of the configuration.
     pub prices: BTreeMap<String, Price>,
+    /// Cosine, 0 to 1, from which the answer to an equivalent question is given again; null: never.
+    pub semantic_cache: Option<f64>,
 }
 
 static TENANT: SchemaDef = SchemaDef::new("tenant", include_str!("../../../schemas/tenant.avsc"));

@@ -12,8 +12,8 @@ use weir_contracts::{
 };
 use weir_generate::config::GenerateConfig;
 use weir_generate::{
-    AgentSection, Agents, Answering, Meaning, Parts, Passage, Prompts, Retrieve, RetrieveError, Tenants, TokenSink,
-    Wanted,
+    AgentSection, Agents, Answering, Meaning, Parts, Passage, Prompts, Rerank, Retrieve, RetrieveError, Tenants,
+    TokenSink, Wanted,
 };
 use weir_llm::testing::FakeProvider;
 use weir_llm::{Chain, LlmConfig, PriceConfig, ProviderConfig, RetryConfig, TimeoutConfig};
@@ -35,6 +35,7 @@ pub struct Memory {
     documents: Vec<(&'static str, &'static str)>,
     away: Arc<AtomicBool>,
     erased: Arc<AtomicBool>,
+    revised: Arc<AtomicBool>,
     searches: Searches,
 }
 
@@ -53,7 +54,7 @@ impl Retrieve for Memory {
             .map(|(document, text)| {
                 let hit = Hit {
                     document: DocumentId::parse(*document).unwrap(),
-                    revision: Revision::from_ordinal(7),
+                    revision: Revision::from_ordinal(7 + i64::from(self.revised.load(Ordering::Relaxed))),
                     ordinal: 0,
                     start: 10,
                     end: 10 + i64::try_from(text.len()).unwrap(),
@@ -126,6 +127,8 @@ pub struct House {
     pub away: Arc<AtomicBool>,
     /// Its documents are erased.
     pub erased: Arc<AtomicBool>,
+    /// Its documents are of another revision.
+    pub revised: Arc<AtomicBool>,
     pub searches: Searches,
     pub lane: Arc<MemoryLane>,
 }
@@ -144,6 +147,7 @@ pub struct Plan<'a> {
     pub tenants: Vec<Tenant>,
     pub config: GenerateConfig,
     pub agent: AgentSection,
+    pub rerank: Option<Arc<dyn Rerank>>,
     /// Whether the providers honour idempotency keys.
     pub idempotent: bool,
     /// The lane's state as an owner before left it.
@@ -185,7 +189,7 @@ impl Plan<'_> {
             retries: RetryConfig { max: 0, ..RetryConfig::default() },
             ..LlmConfig::default()
         };
-        let (away, erased) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let [away, erased, revised] = std::array::from_fn(|_| Arc::new(AtomicBool::new(false)));
         let tokens = Arc::new(Tokens::default());
         let searches = Searches::default();
         let documents = vec![("mill.md", MILL), ("ship.md", SHIP)];
@@ -196,8 +200,10 @@ impl Plan<'_> {
                 documents,
                 away: Arc::clone(&away),
                 erased: Arc::clone(&erased),
+                revised: Arc::clone(&revised),
                 searches: Arc::clone(&searches),
             },
+            rerank: self.rerank,
             meaning: Meaning::load(&ModelConfig::test()).await.unwrap(),
             tokens: Arc::clone(&tokens) as Arc<dyn TokenSink>,
             tenants: Tenants::fixed(self.tenants),
@@ -207,7 +213,7 @@ impl Plan<'_> {
             clock: Arc::new(|| UNIX_EPOCH + Duration::from_millis(NOW)),
         })
         .unwrap();
-        House { stage, tokens, away, erased, searches, lane: self.lane }
+        House { stage, tokens, away, erased, revised, searches, lane: self.lane }
     }
 }
 

@@ -6,7 +6,7 @@ use clap::{ArgAction, ValueEnum};
 use color_eyre::eyre::bail;
 use weir_contracts::{Limits, OverLimit, Tenant, TenantId, Tier};
 
-use super::value::{ModelPrice, Setting, amount, count, price};
+use super::value::{ModelPrice, Setting, amount, cosine, count, price};
 
 /// Arguments of `weir tenants set`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +17,8 @@ Examples:
   weir tenants set acme --feature chat --usd-per-hour 1.5      of questions whose feature is chat, beside the tenant's
   weir tenants set acme --remove-feature chat
   weir tenants set acme --over-limit queue --weight 2
-  weir tenants set acme --price gpt-4o-mini=0.15/0.60/0.075 --price gpt-4o=none")]
+  weir tenants set acme --price gpt-4o-mini=0.15/0.60/0.075 --price gpt-4o=none
+  weir tenants set acme --semantic-cache 0.95                  an equivalent question gets the same answer again")]
 pub struct Set {
     /// Name of the tenant.
     pub name: TenantId,
@@ -36,6 +37,9 @@ pub struct Set {
     /// repeated.
     #[arg(long = "price", value_name = "MODEL=PRICE", value_parser = price, action = ArgAction::Append)]
     prices: Vec<ModelPrice>,
+    /// Give an equivalent question the same answer again, from this cosine on, 0 to 1 (0.95 is a good start).
+    #[arg(long, value_name = "COSINE|none", value_parser = cosine, allow_negative_numbers = true)]
+    semantic_cache: Option<Setting<f64>>,
     /// Answer its questions again.
     #[arg(long)]
     enable: bool,
@@ -114,6 +118,7 @@ impl Set {
             Some(Policy::Queue) => tenant.over_limit = OverLimit::Queue,
             None => {}
         }
+        change(&mut tenant.semantic_cache, self.semantic_cache);
         tenant.enabled = (tenant.enabled || self.enable) && !self.disable;
         tenant.weight = self.weight.unwrap_or(tenant.weight);
         Ok(tenant)
@@ -125,6 +130,7 @@ impl Set {
             && self.remove_feature.is_empty()
             && self.over_limit.is_none()
             && self.prices.is_empty()
+            && self.semantic_cache.is_none()
             && !self.enable
             && !self.disable
             && self.weight.is_none()
@@ -187,6 +193,7 @@ fn without_limits(name: &TenantId) -> Tenant {
         features: BTreeMap::new(),
         over_limit: OverLimit::Reject,
         prices: BTreeMap::new(),
+        semantic_cache: None,
     }
 }
 
@@ -224,6 +231,11 @@ mod tests {
         assert_eq!((then.over_limit, then.enabled, then.weight), (OverLimit::Queue, false, 3));
         assert!(!set(Some(&then), &["--weight", "1"]).unwrap().enabled);
         assert!(set(Some(&then), &["--enable"]).unwrap().enabled);
+        let cached = set(Some(&then), &["--semantic-cache", "0.95"]).unwrap();
+        assert_eq!(cached.semantic_cache, Some(0.95));
+        assert_eq!(set(Some(&cached), &["--enable"]).unwrap().semantic_cache, Some(0.95));
+        assert_eq!(set(Some(&cached), &["--semantic-cache", "none"]).unwrap().semantic_cache, None);
+        assert!(parsed(&["acme", "--semantic-cache", "1.5"]).is_err());
         let placed = Tenant { tier: Tier::Dedicated, lanes: vec![3], ..then };
         let again = set(Some(&placed), &["--over-limit", "reject"]).unwrap();
         assert_eq!((again.tier, again.lanes, again.over_limit), (Tier::Dedicated, vec![3], OverLimit::Reject));

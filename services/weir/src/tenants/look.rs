@@ -72,6 +72,9 @@ fn lines(tenant: &Tenant) -> Vec<(String, String)> {
     };
     lines.push(("a question over a limit".to_owned(), over.to_owned()));
     lines.extend(tenant.prices.iter().map(|(model, of)| (format!("price of {model}"), price(of))));
+    let semantic =
+        tenant.semantic_cache.map(|cosine| format!("answers of equivalent questions, from a cosine of {cosine}"));
+    lines.extend(semantic.map(|text| ("semantic cache".to_owned(), text)));
     lines.push(("weight".to_owned(), tenant.weight.to_string()));
     lines
 }
@@ -139,6 +142,7 @@ mod tests {
             "limits of feature chat: 8 at once, $1.5/h",
             "queue: it waits",
             "price of gpt-4o-mini: $0.15 in, $0.6 out, $0.075 cached in",
+            "semantic cache: answers of equivalent questions, from a cosine of 0.95",
             "weight: 1",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");

@@ -60,6 +60,18 @@ pub fn amount(text: &str) -> Result<Setting<f64>, String> {
     dollars(text).map(Setting::To)
 }
 
+/// Parses a cosine from 0 to 1, or `none`.
+///
+/// # Errors
+/// When it is neither.
+pub fn cosine(text: &str) -> Result<Setting<f64>, String> {
+    if text == NONE {
+        return Ok(Setting::None);
+    }
+    let cosine = text.parse().ok().filter(|cosine| (0.0..=1.0).contains(cosine));
+    cosine.map(Setting::To).ok_or_else(|| "write a number from 0 to 1, or `none`".into())
+}
+
 /// Parses `MODEL=INPUT/OUTPUT`, `MODEL=INPUT/OUTPUT/CACHED` or `MODEL=none`.
 ///
 /// # Errors
