@@ -32,8 +32,14 @@ mod hub;
 mod manifest;
 pub mod metric;
 mod prepare;
+#[cfg(feature = "embedder")]
+mod processor;
+#[cfg(feature = "embedder")]
+mod queue;
 mod tokenizer;
 mod wheel;
+#[cfg(feature = "embedder")]
+mod workers;
 
 pub use config::{DeviceChoice, ModelConfig, TEST_MODEL};
 #[cfg(feature = "embedder")]

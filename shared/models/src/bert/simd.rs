@@ -42,29 +42,68 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.sub_f32s(simd.max_f32s(x, simd.splat_f32s(0.0)), simd.mul_f32s(magnitude, lacks))
 }
 
-/// The product of a panel of `M` columns, transposed, and a panel of `N` vectors: for each pair the sum over the rows
-/// both have. All of it stays in registers.
+/// Vectors side by side in a row of a tile: with two, six rows fill the registers that most processors have.
+pub(super) const VECTORS: usize = 2;
+
+/// rows * panel + sums: for each row and each number of the panel's rows the sum over the depth both have. The sums
+/// stay in registers.
 #[inline(always)]
-pub(super) fn tile<S: Simd, const M: usize, const N: usize>(
+#[allow(clippy::indexing_slicing, reason = "the rows are cut to the depth just before; the compiler sees it")]
+pub(super) fn tile<S: Simd, const M: usize>(
     simd: S,
-    left: &[[f32; M]],
-    right: &[[S::f32s; N]],
-) -> [[S::f32s; N]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); N]; M];
-    for (left, right) in left.iter().zip(right) {
-        for (sums, left) in sums.iter_mut().zip(left) {
-            let left = simd.splat_f32s(*left);
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = simd.mul_add_e_f32s(left, *right, *sum);
+    rows: [&[f32]; M],
+    panel: &[[S::f32s; VECTORS]],
+    mut sums: [[S::f32s; VECTORS]; M],
+) -> [[S::f32s; VECTORS]; M] {
+    let depth = panel.len();
+    if rows.iter().any(|row| row.len() < depth) {
+        return sums;
+    }
+    let rows = rows.map(|row| &row[..depth]);
+    for (place, panel) in panel.iter().enumerate() {
+        for (sums, row) in sums.iter_mut().zip(&rows) {
+            let x = simd.splat_f32s(row[place]);
+            for (sum, weight) in sums.iter_mut().zip(panel) {
+                *sum = simd.mul_add_e_f32s(x, *weight, *sum);
             }
         }
     }
     sums
 }
 
+/// Work on rows that is done a tile of them at a time.
+pub(super) trait Tiles: Sized {
+    /// The `M` rows from `first` on.
+    fn tile<const M: usize>(&mut self, first: usize);
+
+    /// The first `count` rows, in tiles as high as the registers allow; the last few in one of their own.
+    #[inline(always)]
+    fn all<S: Simd>(mut self, count: usize) {
+        let mut first = 0;
+        if S::REGISTER_COUNT >= 32 {
+            while count - first >= 12 {
+                self.tile::<12>(first);
+                first += 12;
+            }
+        }
+        while count - first >= 6 {
+            self.tile::<6>(first);
+            first += 6;
+        }
+        match count - first {
+            0 => {}
+            1 => self.tile::<1>(first),
+            2 => self.tile::<2>(first),
+            3 => self.tile::<3>(first),
+            4 => self.tile::<4>(first),
+            _ => self.tile::<5>(first),
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
-mod tests {
+pub(super) mod tests {
     use pulp::{Arch, WithSimd};
 
     use super::*;
@@ -85,8 +124,22 @@ mod tests {
         }
     }
 
-    fn erf(x: f64) -> f64 {
-        // Maclaurin series; converges everywhere, accurate enough up to 4 in double precision.
+    /// What this processor has, and what every processor has.
+    pub fn arches() -> [Arch; 2] {
+        [Arch::new(), Arch::Scalar]
+    }
+
+    /// Numbers between -1 and 1 that look random, always the same ones for a seed.
+    pub fn numbers(seed: u32) -> impl Iterator<Item = f32> {
+        let step = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        std::iter::successors(Some(seed), step).map(|state| (state >> 8) as f32 / 8_388_608.0 - 1.0)
+    }
+
+    pub fn erf(x: f64) -> f64 {
+        // Maclaurin series; converges everywhere, accurate enough up to 4.5 in double precision.
+        if x.abs() > 4.5 {
+            return x.signum();
+        }
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
             term *= -x * x / f64::from(n);
@@ -98,7 +151,7 @@ mod tests {
     #[test]
     fn exponentials_are_exact_to_a_few_ulps() {
         let xs: Vec<f32> = (0..16 * 5000).map(|i| -(i as f32) * 80.0 / 80_000.0).collect();
-        for arch in [Arch::new(), Arch::Scalar] {
+        for arch in arches() {
             let mut ys = xs.clone();
             arch.dispatch(Map(&mut ys, false));
             for (x, y) in xs.iter().zip(&ys) {
@@ -111,7 +164,7 @@ mod tests {
     #[test]
     fn gelu_is_the_exact_one() {
         let xs: Vec<f32> = (-40_000..40_000).map(|i| i as f32 / 8_000.0).collect();
-        for arch in [Arch::new(), Arch::Scalar] {
+        for arch in arches() {
             let mut ys = xs.clone();
             arch.dispatch(Map(&mut ys, true));
             for (x, y) in xs.iter().zip(&ys) {
