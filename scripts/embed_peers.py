@@ -8,8 +8,9 @@ TEXTS has one JSON object a line: {"set": NAME, "text": TEXT}. FOLDER is for wha
 line by line on stdin as JSON, each is answered by one line on stdout:
 
     {"do": "list"}                                            {"peers": [{"name": ..., "precision": ...}], "versions": ...}
-    {"do": "tune", "peer": NAME, "set": SET, "threads": N}    {"batch": SIZE}: the fastest batch size on a part of the set
-    {"do": "run", "peer": NAME, "set": SET, "threads": N}     {"seconds": S, "computed_in": PRECISION}
+    {"do": "tune", "peer": NAME, "set": SET, "threads": N}    {"batch": SIZE, "computed_in": PRECISION}: what is
+                                                              fastest on a part of the set
+    {"do": "run", "peer": NAME, "set": SET, "threads": N}     {"seconds": S}: all texts of the set to vectors
     {"do": "compare", "peer": NAME, "set": SET}               {"p1_cosine": C, "mean_cosine": C}: to torch f32
     {"do": "compare", "file": FILE, "set": SET}               the same of vectors in a file, little-endian f32
 
@@ -102,7 +103,8 @@ class OpenVino(Graph):
             "PERFORMANCE_HINT": "LATENCY",
         }
         model = self.core.compile_model(str(self.graph), "CPU", settings)
-        self.used = str(model.get_property("INFERENCE_PRECISION_HINT"))
+        # A processor without bf16 computes in f32 all the same.
+        self.used = {"f32": "f32", "bf16": "bf16"}.get(model.get_property("INFERENCE_PRECISION_HINT").to_string(), "?")
         return model.create_infer_request()
 
     def compute(self, request, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -212,7 +214,7 @@ class Peers:
             model.embed(texts, batch, threads)
             best = min(best, (time.perf_counter() - started, batch))
         self.batches[peer, set, threads] = best[1]
-        return {"batch": best[1]}
+        return {"batch": best[1], "computed_in": getattr(model, "used", self.peers[peer][0])}
 
     def run(self, peer: str, set: str, threads: int) -> dict:
         # Threads of the one before may still spin.
@@ -221,7 +223,7 @@ class Peers:
         vectors = self.peers[peer][1].embed(self.sets[set], self.batches[peer, set, threads], threads)
         seconds = time.perf_counter() - started
         self.vectors[peer, set] = vectors
-        return {"seconds": seconds, "computed_in": getattr(self.peers[peer][1], "used", self.peers[peer][0])}
+        return {"seconds": seconds}
 
     def compare(self, set: str, peer: str = "", file: str = "") -> dict:
         reference = self.vectors["torch f32", set]

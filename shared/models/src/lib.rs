@@ -31,6 +31,8 @@ mod hashing;
 mod hub;
 mod manifest;
 pub mod metric;
+#[cfg(feature = "embedder")]
+mod peak;
 mod prepare;
 #[cfg(feature = "embedder")]
 mod processor;
@@ -46,5 +48,7 @@ pub use config::{DeviceChoice, ModelConfig, TEST_MODEL};
 pub use embedder::Embedder;
 pub use error::ModelError;
 pub use files::ModelFiles;
+#[cfg(feature = "embedder")]
+pub use peak::peak_flops;
 pub use prepare::prepare;
 pub use tokenizer::Tokenizer;
