@@ -40,6 +40,8 @@ from sentence_transformers import SentenceTransformer
 MODEL, TEXTS, FOLDER = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 LONGEST = 256
 BATCHES = [8, 16, 32, 64]
+# Seconds of a trial after which no other batch size is tried.
+PATIENCE = 4
 
 
 def layers():
@@ -203,24 +205,30 @@ class Peers:
         return {"peers": names, "versions": self.versions()}
 
     def tune(self, peer: str, set: str, threads: int) -> dict:
-        texts = sorted(self.sets[set], key=len)
-        # Some of every length, next to each other as they would be: at least two of the largest batches.
-        texts = texts[len(texts) // 3 :][: 2 * BATCHES[-1]]
         model = self.peers[peer][1]
-        model.embed(texts[: BATCHES[0]], BATCHES[0], threads)
-        best = (float("inf"), BATCHES[0])
-        for batch in BATCHES:
-            started = time.perf_counter()
-            model.embed(texts, batch, threads)
-            best = min(best, (time.perf_counter() - started, batch))
-        self.batches[peer, set, threads] = best[1]
-        return {"batch": best[1], "computed_in": getattr(model, "used", self.peers[peer][0])}
+        if (peer, set) not in self.batches:
+            # Texts of the lengths that are in the middle: as many as the largest batch has.
+            texts = sorted(self.sets[set], key=len)
+            texts = texts[len(texts) // 3 :][: BATCHES[-1]]
+            model.embed(texts[: BATCHES[0]], BATCHES[0], threads)
+            best = (float("inf"), BATCHES[0])
+            for batch in BATCHES:
+                started = time.perf_counter()
+                model.embed(texts, batch, threads)
+                seconds = time.perf_counter() - started
+                best = min(best, (seconds, batch))
+                if seconds > PATIENCE:
+                    break
+            self.batches[peer, set] = best[1]
+        # The first call with another number of threads prepares for it.
+        model.embed(self.sets[set][:1], 1, threads)
+        return {"batch": self.batches[peer, set], "computed_in": getattr(model, "used", self.peers[peer][0])}
 
     def run(self, peer: str, set: str, threads: int) -> dict:
         # Threads of the one before may still spin.
         time.sleep(0.2)
         started = time.perf_counter()
-        vectors = self.peers[peer][1].embed(self.sets[set], self.batches[peer, set, threads], threads)
+        vectors = self.peers[peer][1].embed(self.sets[set], self.batches[peer, set], threads)
         seconds = time.perf_counter() - started
         self.vectors[peer, set] = vectors
         return {"seconds": seconds}

@@ -10,8 +10,8 @@ use super::texts::{MIXED, Set};
 use super::{Measured, count};
 use crate::median;
 
-/// Who is so many times slower than Weir is measured once.
-const FAR_BEHIND: f64 = 3.0;
+/// A peer that is so many times slower than Weir is measured once more, on mixed lengths with all threads.
+const FAR_BEHIND: f64 = 4.0;
 
 /// Who takes turns.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,10 @@ impl Turns {
         let mut notes = Map::new();
         if let Some(peers) = &mut measured.peers {
             for peer in peers.peers.clone() {
+                if measured.far_behind.contains(&peer.name) && (set.name != MIXED || threads == 1) {
+                    notes.insert(peer.name, json!("far behind, see the other sets"));
+                    continue;
+                }
                 match peers.tune(&peer, set, threads) {
                     Ok((_, computed_in)) if computed_in != peer.precision => {
                         notes.insert(peer.name, json!(format!("computes in {computed_in} here")));
@@ -85,6 +89,8 @@ impl Turns {
                 let taken = measured.seconds(who, set, threads)?;
                 if *who == Who::Weir {
                     weir = taken;
+                } else if taken > FAR_BEHIND * weir && matches!(who, Who::Peer(_)) {
+                    measured.far_behind.insert(who.name().to_owned());
                 }
                 seconds.push(taken);
             }

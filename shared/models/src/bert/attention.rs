@@ -3,7 +3,8 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::aligned::Aligned;
-use super::simd::{Tiles, VECTORS, exp_negative, tile};
+use super::simd::{Tiles, exp_negative, rows, store};
+use super::tile::{VECTORS, tile};
 
 /// Rows of a tile, at most.
 const MOST_ROWS: usize = 12;
@@ -132,19 +133,13 @@ impl<S: Simd> Tiles for Queries<'_, S> {
     fn tile<const M: usize>(&mut self, first: usize) {
         let (simd, panel) = (self.simd, VECTORS * S::F32_LANES);
         let padded = self.length.next_multiple_of(panel);
-        let zeros = [[simd.splat_f32s(0.0); VECTORS]; M];
         let (from, to) = (self.from, self.from + self.head_width);
 
-        let mut queries = self.sequence.chunks_exact(3 * self.width).skip(first);
-        let queries: [&[f32]; M] =
-            std::array::from_fn(|_| queries.next().and_then(|row| row.get(from..to)).unwrap_or(&[]));
+        let queries = rows::<M>(self.sequence, 3 * self.width, first, from, to);
         for (place, keys) in self.keys.chunks_exact(panel * self.head_width).enumerate() {
-            let products = tile::<S, M>(simd, queries, S::as_simd_f32s(keys).0.as_chunks().0, zeros);
-            for (row, products) in self.weights.chunks_exact_mut(padded).zip(products) {
-                let slots = S::as_mut_simd_f32s(row).0.as_chunks_mut::<VECTORS>().0;
-                if let Some(slot) = slots.get_mut(place) {
-                    *slot = products;
-                }
+            let products = tile::<S, M>(simd, queries, S::as_simd_f32s(keys).0.as_chunks().0);
+            for (row, products) in products.iter().enumerate() {
+                store::<S>(self.weights, padded, row, place * panel, (place + 1) * panel, *products);
             }
         }
 
@@ -153,18 +148,14 @@ impl<S: Simd> Tiles for Queries<'_, S> {
             *share = softmax(simd, row, self.length);
         }
 
-        let mut weights = self.weights.chunks_exact(padded);
-        let weights: [&[f32]; M] =
-            std::array::from_fn(|_| weights.next().and_then(|row| row.get(..self.length)).unwrap_or(&[]));
+        let weights = rows::<M>(self.weights, padded, 0, 0, self.length);
         for (place, values) in self.values.chunks_exact(panel * self.length).enumerate() {
-            let sums = tile::<S, M>(simd, weights, S::as_simd_f32s(values).0.as_chunks().0, zeros);
+            let sums = tile::<S, M>(simd, weights, S::as_simd_f32s(values).0.as_chunks().0);
             let (from, to) = (from + place * panel, (from + (place + 1) * panel).min(to));
-            let rows = self.out.chunks_exact_mut(self.width).skip(first);
-            for ((row, sums), share) in rows.zip(sums).zip(shares) {
-                let slots = row.get_mut(from..to).map_or(&mut [][..], |row| S::as_mut_simd_f32s(row).0);
-                for (slot, sum) in slots.iter_mut().zip(sums) {
-                    *slot = simd.mul_f32s(sum, simd.splat_f32s(share));
-                }
+            for ((row, [a, b]), share) in sums.iter().enumerate().zip(shares) {
+                let share = simd.splat_f32s(share);
+                let weighted = [simd.mul_f32s(*a, share), simd.mul_f32s(*b, share)];
+                store::<S>(self.out, self.width, first + row, from, to, weighted);
             }
         }
     }

@@ -9,6 +9,7 @@ mod ops;
 mod product;
 mod simd;
 mod steps;
+mod tile;
 mod weights;
 
 use std::path::Path;

@@ -5,7 +5,8 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::aligned::Aligned;
-use super::simd::{Tiles, VECTORS, gelu, tile};
+use super::simd::{Tiles, gelu, load, rows, store};
+use super::tile::{VECTORS, prefetch, tile};
 
 /// Rows that pass over all panels before the next ones do: they and a panel fit into the second cache.
 const BLOCK: usize = 96;
@@ -80,11 +81,11 @@ impl WithSimd for PanelWidth {
 
 /// An edge, known to the compiler.
 trait AtEdge: Copy {
-    /// What the sum begins with.
-    fn begin<S: Simd>(self, simd: S, bias: S::f32s, there: S::f32s) -> S::f32s;
-    /// What is written.
-    fn end<S: Simd>(self, simd: S, sum: S::f32s) -> S::f32s;
+    /// What is written for sums, bias included, over what is there.
+    fn end<S: Simd>(self, simd: S, sums: Pair<S>, there: Pair<S>) -> Pair<S>;
 }
+
+type Pair<S> = [<S as Simd>::f32s; VECTORS];
 
 #[derive(Clone, Copy)]
 struct Write;
@@ -95,37 +96,22 @@ struct Add;
 
 impl AtEdge for Write {
     #[inline(always)]
-    fn begin<S: Simd>(self, _: S, bias: S::f32s, _: S::f32s) -> S::f32s {
-        bias
-    }
-
-    #[inline(always)]
-    fn end<S: Simd>(self, _: S, sum: S::f32s) -> S::f32s {
-        sum
+    fn end<S: Simd>(self, _: S, sums: Pair<S>, _: Pair<S>) -> Pair<S> {
+        sums
     }
 }
 
 impl AtEdge for Gelu {
     #[inline(always)]
-    fn begin<S: Simd>(self, _: S, bias: S::f32s, _: S::f32s) -> S::f32s {
-        bias
-    }
-
-    #[inline(always)]
-    fn end<S: Simd>(self, simd: S, sum: S::f32s) -> S::f32s {
-        gelu(simd, sum)
+    fn end<S: Simd>(self, simd: S, [a, b]: Pair<S>, _: Pair<S>) -> Pair<S> {
+        [gelu(simd, a), gelu(simd, b)]
     }
 }
 
 impl AtEdge for Add {
     #[inline(always)]
-    fn begin<S: Simd>(self, simd: S, bias: S::f32s, there: S::f32s) -> S::f32s {
-        simd.add_f32s(bias, there)
-    }
-
-    #[inline(always)]
-    fn end<S: Simd>(self, _: S, sum: S::f32s) -> S::f32s {
-        sum
+    fn end<S: Simd>(self, simd: S, sums: Pair<S>, there: Pair<S>) -> Pair<S> {
+        [simd.add_f32s(sums[0], there[0]), simd.add_f32s(sums[1], there[1])]
     }
 }
 
@@ -146,22 +132,25 @@ impl<E: AtEdge> WithSimd for Block<'_, E> {
         let (depth, width, panel_width) = (*depth, *width, VECTORS * S::F32_LANES);
         let biases = S::as_simd_f32s(bias.all()).0.as_chunks::<VECTORS>().0;
         let count = self.rows.len() / depth;
-        for ((place, panel), bias) in
-            (0..width.div_ceil(panel_width)).zip(panels.all().chunks_exact(depth * panel_width)).zip(biases)
-        {
-            let panel = S::as_simd_f32s(panel).0.as_chunks::<VECTORS>().0;
-            let at = Panel {
+        let mut panels = panels.all().chunks_exact(depth * panel_width).take(width.div_ceil(panel_width)).peekable();
+        let mut from = 0;
+        for bias in biases {
+            let Some(panel) = panels.next() else { break };
+            let panel = Panel {
                 simd,
-                panel,
+                panel: S::as_simd_f32s(panel).0.as_chunks().0,
+                next: panels.peek().copied().unwrap_or(&[]),
                 bias: *bias,
                 depth,
                 width,
-                from: place * panel_width,
+                from,
                 edge: self.edge,
                 rows: self.rows,
-                out: self.out,
+                count,
+                out: &mut *self.out,
             };
-            at.all::<S>(count);
+            panel.all::<S>(count);
+            from += panel_width;
         }
     }
 }
@@ -170,6 +159,8 @@ impl<E: AtEdge> WithSimd for Block<'_, E> {
 struct Panel<'a, S: Simd, E> {
     simd: S,
     panel: &'a [[S::f32s; VECTORS]],
+    /// The one after it.
+    next: &'a [f32],
     bias: [S::f32s; VECTORS],
     depth: usize,
     width: usize,
@@ -177,43 +168,26 @@ struct Panel<'a, S: Simd, E> {
     from: usize,
     edge: E,
     rows: &'a [f32],
+    /// How many.
+    count: usize,
     out: &'a mut [f32],
 }
 
 impl<S: Simd, E: AtEdge> Tiles for Panel<'_, S, E> {
     #[inline(always)]
     fn tile<const M: usize>(&mut self, first: usize) {
-        let mut rows = self.rows.chunks_exact(self.depth).skip(first);
-        let rows: [&[f32]; M] = std::array::from_fn(|_| rows.next().unwrap_or(&[]));
-        let mut sums = [self.bias; M];
-        let to = (self.from + VECTORS * S::F32_LANES).min(self.width);
-        let out = self.out.chunks_exact_mut(self.width).skip(first).take(M);
-        let mut out: [&mut [S::f32s]; M] = out_rows::<S, M>(out, self.from, to);
-        for (sums, out) in sums.iter_mut().zip(&out) {
-            for (sum, there) in sums.iter_mut().zip(out.iter()) {
-                *sum = self.edge.begin(self.simd, *sum, *there);
-            }
-        }
-        let sums = tile::<S, M>(self.simd, rows, self.panel, sums);
-        for (sums, out) in sums.into_iter().zip(&mut out) {
-            for (sum, out) in sums.into_iter().zip(out.iter_mut()) {
-                *out = self.edge.end(self.simd, sum);
-            }
+        let (from, to) = (self.from, (self.from + VECTORS * S::F32_LANES).min(self.width));
+        // The next panel comes while this one is in work: a part of it with each tile.
+        let part = |row: usize| self.next.len() * row / self.count;
+        prefetch(self.next.get(part(first)..part(first + M)).unwrap_or(&[]));
+        let rows = rows::<M>(self.rows, self.depth, first, 0, self.depth);
+        let sums = tile::<S, M>(self.simd, rows, self.panel);
+        for (row, sums) in sums.iter().enumerate() {
+            let there = load(self.simd, self.out, self.width, first + row, from, to);
+            let sums = [self.simd.add_f32s(sums[0], self.bias[0]), self.simd.add_f32s(sums[1], self.bias[1])];
+            store::<S>(self.out, self.width, first + row, from, to, self.edge.end(self.simd, sums, there));
         }
     }
-}
-
-/// Columns of rows of a result, as vectors.
-#[inline(always)]
-fn out_rows<'a, S: Simd, const M: usize>(
-    mut rows: impl Iterator<Item = &'a mut [f32]>,
-    from: usize,
-    to: usize,
-) -> [&'a mut [S::f32s]; M] {
-    std::array::from_fn(|_| match rows.next().and_then(|row| row.get_mut(from..to)) {
-        Some(row) => S::as_mut_simd_f32s(row).0,
-        None => &mut [],
-    })
 }
 
 #[cfg(test)]

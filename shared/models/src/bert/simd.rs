@@ -2,6 +2,8 @@
 
 use pulp::Simd;
 
+use super::tile::VECTORS;
+
 /// e^x for x <= 0; below -87 it stays at e^-87, which is as good as zero. Relative error below 3e-7.
 ///
 /// 2^n * e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2, e^r by its Taylor polynomial.
@@ -42,33 +44,54 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.sub_f32s(simd.max_f32s(x, simd.splat_f32s(0.0)), simd.mul_f32s(magnitude, lacks))
 }
 
-/// Vectors side by side in a row of a tile: with two, six rows fill the registers that most processors have.
-pub(super) const VECTORS: usize = 2;
-
-/// rows * panel + sums: for each row and each number of the panel's rows the sum over the depth both have. The sums
-/// stay in registers.
+/// Columns `from..to` of the `M` rows from `first` on, each so long; those that are not there are empty.
 #[inline(always)]
-#[allow(clippy::indexing_slicing, reason = "the rows are cut to the depth just before; the compiler sees it")]
-pub(super) fn tile<S: Simd, const M: usize>(
+pub(super) fn rows<const M: usize>(all: &[f32], length: usize, first: usize, from: usize, to: usize) -> [&[f32]; M] {
+    // `std::array::from_fn` is not always inlined, which short tiles feel.
+    let mut rows: [&[f32]; M] = [&[]; M];
+    for (place, row) in rows.iter_mut().enumerate() {
+        let begin = (first + place) * length;
+        *row = all.get(begin + from..begin + to).unwrap_or(&[]);
+    }
+    rows
+}
+
+/// What stands in columns `from..to` of a row, as vectors; zeros where there is nothing.
+#[inline(always)]
+pub(super) fn load<S: Simd>(
     simd: S,
-    rows: [&[f32]; M],
-    panel: &[[S::f32s; VECTORS]],
-    mut sums: [[S::f32s; VECTORS]; M],
-) -> [[S::f32s; VECTORS]; M] {
-    let depth = panel.len();
-    if rows.iter().any(|row| row.len() < depth) {
-        return sums;
+    all: &[f32],
+    length: usize,
+    row: usize,
+    from: usize,
+    to: usize,
+) -> [S::f32s; VECTORS] {
+    let begin = row * length;
+    let zero = simd.splat_f32s(0.0);
+    // In full, not a loop: a number of rounds that is not known keeps the sums of a tile in memory.
+    match all.get(begin + from..begin + to).map_or(&[][..], |row| S::as_simd_f32s(row).0) {
+        [a, b, ..] => [*a, *b],
+        [a] => [*a, zero],
+        [] => [zero, zero],
     }
-    let rows = rows.map(|row| &row[..depth]);
-    for (place, panel) in panel.iter().enumerate() {
-        for (sums, row) in sums.iter_mut().zip(&rows) {
-            let x = simd.splat_f32s(row[place]);
-            for (sum, weight) in sums.iter_mut().zip(panel) {
-                *sum = simd.mul_add_e_f32s(x, *weight, *sum);
-            }
-        }
+}
+
+/// Writes vectors to columns `from..to` of a row, as far as they go.
+#[inline(always)]
+pub(super) fn store<S: Simd>(
+    all: &mut [f32],
+    length: usize,
+    row: usize,
+    from: usize,
+    to: usize,
+    x: [S::f32s; VECTORS],
+) {
+    let begin = row * length;
+    match all.get_mut(begin + from..begin + to).map_or(&mut [][..], |row| S::as_mut_simd_f32s(row).0) {
+        [a, b, ..] => (*a, *b) = (x[0], x[1]),
+        [a] => *a = x[0],
+        [] => {}
     }
-    sums
 }
 
 /// Work on rows that is done a tile of them at a time.
