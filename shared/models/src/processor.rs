@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use crate::bert::{Encoder, Step, Workspace};
-use crate::workers::Compute;
+use crate::bert::{Encoder, Step, Steps, Workspace};
+use crate::workers::{Compute, Computed};
 use crate::{ModelError, Tokenizer, metric};
 
 /// A tokenizer and the model that takes its tokens.
@@ -15,12 +15,7 @@ pub(crate) struct Processor {
 impl Compute for Processor {
     type Memory = Workspace;
 
-    fn compute(
-        &self,
-        texts: &[String],
-        memory: &mut Workspace,
-        between: &mut dyn FnMut(),
-    ) -> Result<(Vec<Vec<f32>>, usize), ModelError> {
+    fn compute(&self, texts: &[String], memory: &mut Workspace, between: &mut dyn FnMut()) -> Computed {
         let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
         let tokens: usize = sequences.iter().map(Vec::len).sum();
         #[allow(clippy::cast_precision_loss)]
@@ -36,7 +31,7 @@ impl Processor {
         let mut at = Workspace::default();
         let mut profile = Vec::new();
         for _ in 0..2 {
-            at.steps = Default::default();
+            at.steps = Steps::default();
             let started = Instant::now();
             let mut tokenized = 0.0;
             let mut rows = 0;

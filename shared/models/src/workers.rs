@@ -13,18 +13,16 @@ use crate::queue::{Queue, Urgency};
 /// Bytes of a text for each token, roughly: only the size of tasks depends on it.
 const BYTES_PER_TOKEN: usize = 4;
 
+/// A vector for each text, in order, and how many tokens that were.
+pub(crate) type Computed = Result<(Vec<Vec<f32>>, usize), ModelError>;
+
 /// What the threads do.
 pub(crate) trait Compute: Send + Sync + 'static {
     /// What a thread keeps from one task to the next.
     type Memory: Default;
 
     /// A vector for each text, in order, and how many tokens that were. Calls `between` every few milliseconds.
-    fn compute(
-        &self,
-        texts: &[String],
-        memory: &mut Self::Memory,
-        between: &mut dyn FnMut(),
-    ) -> Result<(Vec<Vec<f32>>, usize), ModelError>;
+    fn compute(&self, texts: &[String], memory: &mut Self::Memory, between: &mut dyn FnMut()) -> Computed;
 }
 
 /// See the module.
@@ -52,7 +50,7 @@ struct Task {
 struct Answer {
     places: Vec<usize>,
     /// The outer error is a panic.
-    result: Result<Result<(Vec<Vec<f32>>, usize), ModelError>, Box<dyn Any + Send>>,
+    result: Result<Computed, Box<dyn Any + Send>>,
 }
 
 impl<C: Compute> Workers<C> {
@@ -81,7 +79,7 @@ impl<C: Compute> Workers<C> {
 
     /// A vector for each text, in order, and how many tokens that were. Blocks. A few short texts do not wait until
     /// what came before is done.
-    pub fn run(&self, texts: &[&str]) -> Result<(Vec<Vec<f32>>, usize), ModelError> {
+    pub fn run(&self, texts: &[&str]) -> Computed {
         let (sender, answers) = mpsc::channel();
         let (urgency, tasks) = self.cut(texts, &sender);
         drop(sender);
@@ -187,12 +185,7 @@ mod tests {
     impl<F: Fn(&str) + Send + Sync + 'static> Compute for Told<F> {
         type Memory = ();
 
-        fn compute(
-            &self,
-            texts: &[String],
-            (): &mut (),
-            between: &mut dyn FnMut(),
-        ) -> Result<(Vec<Vec<f32>>, usize), ModelError> {
+        fn compute(&self, texts: &[String], (): &mut (), between: &mut dyn FnMut()) -> Computed {
             let name = texts.join("+");
             self.seen.lock().unwrap().push(format!("begin {name}"));
             (self.between_layers)(&name);

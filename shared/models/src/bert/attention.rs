@@ -52,7 +52,7 @@ impl WithSimd for Attention<'_> {
         let (mut qkv, mut rest) = (self.qkv, self.out);
         for length in self.lengths {
             let (sequence, qkv_rest) = qkv.split_at(length * 3 * width);
-            let (mut result, out_rest) = rest.split_at_mut(length * width);
+            let (result, out_rest) = rest.split_at_mut(length * width);
             (qkv, rest) = (qkv_rest, out_rest);
             let padded = length.next_multiple_of(panel);
             let keys = self.scratch.keys.first(padded * self.head_width);
@@ -77,7 +77,7 @@ impl WithSimd for Attention<'_> {
                     keys,
                     values,
                     weights,
-                    out: &mut result,
+                    out: &mut *result,
                 };
                 queries.all::<S>(*length);
             }

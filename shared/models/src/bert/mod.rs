@@ -22,7 +22,7 @@ use crate::manifest::WEIGHTS;
 use crate::{DeviceChoice, ModelError};
 pub(crate) use encoder::{Encoder, Workspace};
 use ops::{AddNorm, SelfAttention};
-pub(crate) use steps::Step;
+pub(crate) use steps::{Step, Steps};
 use weights::{Shape, Weights};
 
 /// A model, where it is computed.
