@@ -78,8 +78,8 @@ impl Encoder {
         self.shape.hidden_size
     }
 
-    /// A vector for each sequence of tokens, in order. `between` is called between layers: what can't wait for the end
-    /// may be done there.
+    /// A vector for each sequence of tokens, in order. `between` is called after every part of a layer, that is after
+    /// some milliseconds: what can't wait for the end may be done there.
     ///
     /// # Errors
     /// When a token or the place of one is not in the model.
@@ -115,6 +115,8 @@ impl Encoder {
                 steps.end(Step::Products);
                 layer.attended_norm.apply(self.arch, rows);
                 steps.end(Step::Norms);
+                between();
+                steps.begin();
             }
             for rows in rows.chunks_mut(INNER_ROWS * width) {
                 let inner = inner.first(rows.len() / width * layer.inner.width());
@@ -123,9 +125,9 @@ impl Encoder {
                 steps.end(Step::Products);
                 layer.outer_norm.apply(self.arch, rows);
                 steps.end(Step::Norms);
+                between();
+                steps.begin();
             }
-            between();
-            steps.begin();
         }
         let mut rest = &*rows;
         let mean = |length: &usize| {
