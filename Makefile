@@ -18,7 +18,7 @@ BENCH ?=
 CHAOS_OPTIONS = $(if $(CONTROL),--control "$(CONTROL)",$(if $(MINUTES),--minutes "$(MINUTES)") $(if $(SEED),--seed "$(SEED)")) \
 	$(if $(OUT),--out "$(OUT)")
 
-.PHONY: help prerequisites build demo up down status test test-long lint fmt bench bench-outage chaos clean-data docs deny
+.PHONY: help prerequisites build demo up down status test test-long lint fmt bench bench-embed bench-outage chaos clean-data docs deny
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ fmt: prerequisites ## Format the code
 
 bench: prerequisites ## Measure; prints tables and writes bench-results/
 	@scripts/bench.sh "$(BENCH_PROFILE)" $(BENCH)
+
+bench-embed: prerequisites ## The embedder beside sentence-transformers, OpenVINO and ONNX Runtime, in a virtual environment
+	@scripts/bench.sh "$(BENCH_PROFILE)" embed --peers
 
 bench-outage: prerequisites ## The provider of models goes down for two minutes of five; fails when a target is missed
 	@scripts/bench.sh "$(BENCH_PROFILE)" outage

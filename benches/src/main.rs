@@ -41,6 +41,9 @@ struct Arguments {
     /// Keys of the state.
     #[arg(long, default_value_t = 1_000_000)]
     keys: usize,
+    /// Measure the embedder's peers too; makes their virtual environment.
+    #[arg(long)]
+    peers: bool,
     /// Seconds of each of the five parts of the outage drill.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     part_seconds: u64,
@@ -50,7 +53,7 @@ struct Arguments {
 enum Bench {
     /// The runner's relay, exactly once and at least once, beside a bare loop.
     Relay,
-    /// Weir's embedder beside candle's stock BERT.
+    /// Weir's embedder beside candle's stock BERT and, with `--peers`, the usual runtimes.
     Embed,
     /// The whole pipeline beside the embedder alone.
     Pipeline,
@@ -140,7 +143,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
             let broker = tokio::task::block_in_place(|| Broker::start(|config| config));
             relay::run(&broker.stack.kafka_brokers(), arguments.records, arguments.rounds).await
         }
-        Bench::Embed => embed::run(arguments.rounds).await,
+        Bench::Embed => embed::run(arguments.rounds, arguments.peers).await,
         Bench::Pipeline => pipeline::run(arguments.documents).await,
         Bench::Latency => pipeline::latency(100).await,
         Bench::Memory => pipeline::memory(arguments.short_documents).await,

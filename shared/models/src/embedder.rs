@@ -8,7 +8,9 @@ use rayon::prelude::*;
 use tracing::info;
 
 use crate::batching::Batcher;
-use crate::bert::Bert;
+use crate::bert::{self, Bert, Loaded};
+use crate::processor::Processor;
+use crate::workers::Workers;
 use crate::{ModelConfig, ModelError, ModelFiles, Tokenizer, gpu, hashing, metric};
 
 /// An embedding model, loaded. Calls block and may come from several threads; they share its threads.
@@ -22,9 +24,15 @@ pub struct Embedder {
 enum Model {
     /// The test model.
     Hashing,
-    /// BERT, computed by a pool of threads.
-    Bert { batcher: Batcher<Bert>, pool: ThreadPool },
+    /// BERT on the processor.
+    Processor(Workers<Processor>),
+    /// BERT on a GPU; the threads of the pool make its tokens.
+    Gpu { batcher: Batcher<Bert>, pool: ThreadPool },
 }
+
+/// Tokens that a thread computes at once, roughly: enough to make the products efficient, few enough that the threads
+/// are done at about the same time.
+const TOKENS_PER_TASK: usize = 256;
 
 impl fmt::Debug for Embedder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,26 +50,33 @@ impl Embedder {
         let tokenizer = Tokenizer::load(files)?;
         let (model, dimension) = match files.dir() {
             None => (Model::Hashing, hashing::DIMENSION),
-            Some(dir) => {
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(config.threads())
-                    .thread_name(|thread| format!("embed-{thread}"))
-                    .build()
-                    .map_err(|error| ModelError::Compute(error.to_string()))?;
-                let bert = Bert::load(dir, config.device, files.max_tokens())?;
-                if bert.on_gpu() {
-                    gpu::watch();
+            Some(dir) => match bert::load(dir, config.device, files.max_tokens())? {
+                Loaded::Processor(encoder) => {
+                    let dimension = encoder.dimension();
+                    let processor = Processor { tokenizer: tokenizer.clone(), encoder };
+                    let task = config.max_batch_tokens.min(TOKENS_PER_TASK);
+                    let workers = Workers::start(processor, config.threads(), files.max_tokens(), task)?;
+                    (Model::Processor(workers), dimension)
                 }
-                let dimension = bert.dimension();
-                (Model::Bert { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension)
-            }
+                Loaded::Gpu(bert) => {
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(config.threads())
+                        .thread_name(|thread| format!("embed-{thread}"))
+                        .build()
+                        .map_err(|error| ModelError::Compute(error.to_string()))?;
+                    gpu::watch();
+                    let dimension = bert.dimension();
+                    (Model::Gpu { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension)
+                }
+            },
         };
         let model_id = files.model_id("f32");
         info!(model = model_id, dimension, seconds = started.elapsed().as_secs_f64(), "model loaded");
         Ok(Self { tokenizer, model, model_id, dimension })
     }
 
-    /// A vector of unit length for each text, in order. Of a longer text only as much counts as the model takes.
+    /// A vector of unit length for each text, in order. A call with a few short texts (together no longer than one text
+    /// may be) does not wait for the longer ones of other threads. Of a longer text only as much counts as the model takes.
     ///
     /// # Errors
     /// When the model fails or a single text does not fit into memory.
@@ -75,7 +90,8 @@ impl Embedder {
                 let vectors = texts.iter().map(|text| hashing::embed(text)).collect();
                 (vectors, texts.iter().map(|text| text.split_ascii_whitespace().count()).sum())
             }
-            Model::Bert { batcher, pool } => pool.install(|| {
+            Model::Processor(workers) => workers.run(texts)?,
+            Model::Gpu { batcher, pool } => pool.install(|| {
                 let sequences: Vec<Vec<u32>> =
                     texts.par_iter().map(|text| self.tokenizer.encode(text)).collect::<Result<_, _>>()?;
                 let tokens: usize = sequences.iter().map(Vec::len).sum();
@@ -86,6 +102,17 @@ impl Embedder {
         metrics::counter!(metric::EMBEDDED_TOKENS).increment(tokens as u64);
         metrics::counter!(metric::EMBEDDED_TEXTS).increment(texts.len() as u64);
         Ok(vectors)
+    }
+
+    /// Seconds of each part of the work on these texts, on one thread; none where the processor does not do it.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    pub fn profile(&self, texts: &[&str]) -> Result<Vec<(&'static str, f64)>, ModelError> {
+        match &self.model {
+            Model::Processor(workers) => workers.compute().profile(texts),
+            Model::Hashing | Model::Gpu { .. } => Ok(Vec::new()),
+        }
     }
 
     /// Id of the model in records: `name@revision/precision`. Vectors of the same id are comparable.

@@ -31,14 +31,24 @@ mod hashing;
 mod hub;
 mod manifest;
 pub mod metric;
+#[cfg(feature = "embedder")]
+mod peak;
 mod prepare;
+#[cfg(feature = "embedder")]
+mod processor;
+#[cfg(feature = "embedder")]
+mod queue;
 mod tokenizer;
 mod wheel;
+#[cfg(feature = "embedder")]
+mod workers;
 
 pub use config::{DeviceChoice, ModelConfig, TEST_MODEL};
 #[cfg(feature = "embedder")]
 pub use embedder::Embedder;
 pub use error::ModelError;
 pub use files::ModelFiles;
+#[cfg(feature = "embedder")]
+pub use peak::peak_flops;
 pub use prepare::prepare;
 pub use tokenizer::Tokenizer;

@@ -2,219 +2,245 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::simd::{exp_negative, tile};
+use super::aligned::Aligned;
+use super::simd::{Tiles, exp_negative, rows, store};
+use super::tile::{VECTORS, tile};
+
+/// Rows of a tile, at most.
+const MOST_ROWS: usize = 12;
 
 /// Sequences and the shape of the heads.
-#[derive(Clone, Copy)]
 pub(super) struct Attention<'a> {
-    /// A row of query, key and value for each token, without their bias.
+    /// A row of query (already divided by the root of a head's width), key and value for each token.
     pub qkv: &'a [f32],
-    /// Bias of a row of `qkv`.
-    pub bias: &'a [f32],
     /// Rows of each sequence.
     pub lengths: &'a [usize],
     pub heads: usize,
-    /// Components of a head: a multiple of 8.
+    /// Components of a head: a multiple of 16.
     pub head_width: usize,
+    pub scratch: &'a mut Scratch,
+    /// What each token takes from the others: a row of heads * `head_width` for each.
+    pub out: &'a mut [f32],
 }
 
 impl Attention<'_> {
-    /// What each token takes from the others: a row of heads * `head_width` for each.
-    pub fn run(self) -> Vec<f32> {
-        Arch::new().dispatch(self)
+    /// Fills `out`.
+    pub fn run(self, arch: Arch) {
+        arch.dispatch(self);
     }
+}
+
+/// Memory for one head of a sequence.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Panels of keys: for each component as many keys as a panel is wide, the last one's end is zeros.
+    keys: Aligned,
+    /// Panels of values: for each token as many components as a panel is wide.
+    values: Aligned,
+    /// For each query of a tile its weight for each key.
+    weights: Aligned,
 }
 
 impl WithSimd for Attention<'_> {
-    type Output = Vec<f32>;
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        // Sums of a tile, vectors of the right side and one of the left must fit into the registers.
-        if S::REGISTER_COUNT >= 32 { self.with_tile::<S, 8>(simd) } else { self.with_tile::<S, 4>(simd) }
+    fn with_simd<S: Simd>(self, simd: S) {
+        let width = self.heads * self.head_width;
+        let panel = VECTORS * S::F32_LANES;
+        let components = self.head_width.next_multiple_of(panel);
+        let (mut qkv, mut rest) = (self.qkv, self.out);
+        for length in self.lengths {
+            let (sequence, qkv_rest) = qkv.split_at(length * 3 * width);
+            let (result, out_rest) = rest.split_at_mut(length * width);
+            (qkv, rest) = (qkv_rest, out_rest);
+            let padded = length.next_multiple_of(panel);
+            let keys = self.scratch.keys.first(padded * self.head_width);
+            let values = self.scratch.values.first(length * components);
+            let weights = self.scratch.weights.first(MOST_ROWS * padded);
+            for head in 0..self.heads {
+                let from = head * self.head_width;
+                let rows = |part: usize| {
+                    let from = part * width + from;
+                    let to = from + self.head_width;
+                    sequence.chunks_exact(3 * width).map(move |row| row.get(from..to).unwrap_or(&[]))
+                };
+                lay_keys(rows(1), panel, self.head_width, keys);
+                lay_values(rows(2), panel, *length, values);
+                let queries = Queries {
+                    simd,
+                    sequence,
+                    width,
+                    from,
+                    head_width: self.head_width,
+                    length: *length,
+                    keys,
+                    values,
+                    weights,
+                    out: &mut *result,
+                };
+                queries.all::<S>(*length);
+            }
+        }
     }
 }
 
-impl Attention<'_> {
-    /// Queries lie in the lanes of vectors, keys and components of values in the rows of a tile: then the softmax
-    /// needs no sums across lanes, and the weights come out of it in the layout that the second product takes.
+/// Brings keys into panels.
+#[inline(always)]
+fn lay_keys<'a>(rows: impl Iterator<Item = &'a [f32]>, panel: usize, components: usize, keys: &mut [f32]) {
+    let begin = keys.len().saturating_sub(panel * components);
+    if let Some(last) = keys.get_mut(begin..) {
+        last.fill(0.0);
+    }
+    for (place, row) in rows.enumerate() {
+        let slots = keys.iter_mut().skip(place / panel * panel * components + place % panel).step_by(panel);
+        slots.zip(row).for_each(|(slot, x)| *slot = *x);
+    }
+}
+
+/// Brings values into panels.
+#[inline(always)]
+fn lay_values<'a>(rows: impl Iterator<Item = &'a [f32]>, panel: usize, length: usize, values: &mut [f32]) {
+    for (place, row) in rows.enumerate() {
+        let slots =
+            values.chunks_exact_mut(panel * length).filter_map(|values| values.chunks_exact_mut(panel).nth(place));
+        for (slot, x) in slots.zip(row.chunks(panel)) {
+            slot.iter_mut().zip(x).for_each(|(slot, x)| *slot = *x);
+        }
+    }
+}
+
+/// All queries of one head of one sequence.
+struct Queries<'a, S: Simd> {
+    simd: S,
+    /// Rows of query, key and value.
+    sequence: &'a [f32],
+    /// Components of a query of all heads.
+    width: usize,
+    /// First component of this head.
+    from: usize,
+    head_width: usize,
+    length: usize,
+    keys: &'a [f32],
+    values: &'a [f32],
+    weights: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl<S: Simd> Tiles for Queries<'_, S> {
+    /// softmax(queries * keys) * values.
     #[inline(always)]
-    fn with_tile<S: Simd, const M: usize>(self, simd: S) -> Vec<f32> {
-        let width = self.heads * self.head_width;
-        let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let mut scratch = Scratch::<M>::new(longest, self.head_width, 2 * S::F32_LANES);
-        let mut out = vec![0f32; self.qkv.len() / 3];
-        let (mut qkv, mut rest) = (self.qkv, out.as_mut_slice());
-        for length in self.lengths {
-            let (sequence, qkv_rest) = qkv.split_at(length * 3 * width);
-            let (result, out_rest) = std::mem::take(&mut rest).split_at_mut(length * width);
-            (qkv, rest) = (qkv_rest, out_rest);
-            for head in 0..self.heads {
-                let head = Head { sequence, bias: self.bias, width, from: head * self.head_width };
-                scratch.keys_and_values(head, *length, self.head_width);
-                self.queries::<S, M>(simd, head, *length, &mut scratch, result);
+    fn tile<const M: usize>(&mut self, first: usize) {
+        let (simd, panel) = (self.simd, VECTORS * S::F32_LANES);
+        let padded = self.length.next_multiple_of(panel);
+        let (from, to) = (self.from, self.from + self.head_width);
+
+        let queries = rows::<M>(self.sequence, 3 * self.width, first, from, to);
+        for (place, keys) in self.keys.chunks_exact(panel * self.head_width).enumerate() {
+            let products = tile::<S, M>(simd, queries, S::as_simd_f32s(keys).0.as_chunks().0);
+            for (row, products) in products.iter().enumerate() {
+                store::<S>(self.weights, padded, row, place * panel, (place + 1) * panel, *products);
             }
+        }
+
+        let mut shares = [0.0; M];
+        for (row, share) in self.weights.chunks_exact_mut(padded).zip(&mut shares) {
+            *share = softmax(simd, row, self.length);
+        }
+
+        let weights = rows::<M>(self.weights, padded, 0, 0, self.length);
+        for (place, values) in self.values.chunks_exact(panel * self.length).enumerate() {
+            let sums = tile::<S, M>(simd, weights, S::as_simd_f32s(values).0.as_chunks().0);
+            let (from, to) = (from + place * panel, (from + (place + 1) * panel).min(to));
+            for ((row, [a, b]), share) in sums.iter().enumerate().zip(shares) {
+                let share = simd.splat_f32s(share);
+                let weighted = [simd.mul_f32s(*a, share), simd.mul_f32s(*b, share)];
+                store::<S>(self.out, self.width, first + row, from, to, weighted);
+            }
+        }
+    }
+}
+
+/// The first `length` numbers become e^(x - the largest), what follows nearly nothing. Returns 1 / their sum.
+#[inline(always)]
+fn softmax<S: Simd>(simd: S, row: &mut [f32], length: usize) -> f32 {
+    if let Some(padding) = row.get_mut(length..) {
+        padding.fill(f32::MIN);
+    }
+    let row = S::as_mut_simd_f32s(row).0.as_chunks_mut::<VECTORS>().0;
+    let mut largest = [simd.splat_f32s(f32::MIN); VECTORS];
+    for pair in row.iter() {
+        for (largest, x) in largest.iter_mut().zip(pair) {
+            *largest = simd.max_f32s(*largest, *x);
+        }
+    }
+    let largest = largest.into_iter().map(|vector| simd.reduce_max_f32s(vector)).fold(f32::MIN, f32::max);
+    let largest = simd.splat_f32s(largest);
+    let mut sums = [simd.splat_f32s(0.0); VECTORS];
+    for pair in row {
+        for (sum, x) in sums.iter_mut().zip(pair) {
+            *x = exp_negative(simd, simd.sub_f32s(*x, largest));
+            *sum = simd.add_f32s(*sum, *x);
+        }
+    }
+    sums.into_iter().map(|vector| simd.reduce_sum_f32s(vector)).sum::<f32>().recip()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::simd::tests::{arches, numbers};
+    use super::*;
+
+    /// In double precision, one number after another.
+    fn plain(qkv: &[f32], lengths: &[usize], heads: usize, head_width: usize) -> Vec<f64> {
+        let width = heads * head_width;
+        let at = |token: usize, part: usize, head: usize, component: usize| {
+            f64::from(qkv[token * 3 * width + part * width + head * head_width + component])
+        };
+        let mut out = vec![0.0; qkv.len() / 3];
+        let mut begin = 0;
+        for length in lengths {
+            for (token, head) in (begin..begin + length).flat_map(|token| (0..heads).map(move |head| (token, head))) {
+                let product = |key| (0..head_width).map(|c| at(token, 0, head, c) * at(key, 1, head, c)).sum::<f64>();
+                let powers: Vec<f64> = (begin..begin + length).map(|key| product(key).exp()).collect();
+                let sum: f64 = powers.iter().sum();
+                for component in 0..head_width {
+                    let value = |(i, power): (usize, &f64)| power / sum * at(begin + i, 2, head, component);
+                    out[token * width + head * head_width + component] = powers.iter().enumerate().map(value).sum();
+                }
+            }
+            begin += length;
         }
         out
     }
 
-    /// All queries of a head, so many at a time as two vectors have lanes, the last few with one vector.
-    #[inline(always)]
-    fn queries<S: Simd, const M: usize>(
-        self,
-        simd: S,
-        head: Head<'_>,
-        length: usize,
-        scratch: &mut Scratch<M>,
-        result: &mut [f32],
-    ) {
-        let mut from = 0;
-        while from < length {
-            let left = length - from;
-            let lanes = if left > S::F32_LANES { 2 * S::F32_LANES } else { S::F32_LANES };
-            scratch.queries(head, from, left.min(lanes), lanes, self.head_width);
-            if left > S::F32_LANES {
-                scratch.attend::<S, 2>(simd, length, self.head_width);
-            } else {
-                scratch.attend::<S, 1>(simd, length, self.head_width);
-            }
-            scratch.put(head, from, lanes, self.head_width, result);
-            from += lanes;
-        }
-    }
-}
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
 
-/// One head of one sequence.
-#[derive(Clone, Copy)]
-struct Head<'a> {
-    /// Rows of query, key and value.
-    sequence: &'a [f32],
-    bias: &'a [f32],
-    /// Components of a query.
-    width: usize,
-    /// First component of this head.
-    from: usize,
-}
-
-impl<'a> Head<'a> {
-    /// This head's part of each row and of the bias: `part` 0 is the query, 1 the key, 2 the value.
-    #[inline(always)]
-    fn part(self, part: usize, components: usize) -> (impl Iterator<Item = &'a [f32]>, &'a [f32]) {
-        let from = part * self.width + self.from;
-        let of = move |row: &'a [f32]| row.get(from..from + components).unwrap_or(&[]);
-        (self.sequence.chunks_exact(3 * self.width).map(of), of(self.bias))
-    }
-}
-
-/// Memory for one head of the longest sequence.
-struct Scratch<const M: usize> {
-    /// Panels of M keys: for each component M numbers.
-    keys: Vec<[f32; M]>,
-    /// Panels of M components: for each value M numbers.
-    values: Vec<[f32; M]>,
-    /// For each component as many queries as there are lanes.
-    queries: Vec<f32>,
-    /// For each key its weight for each of these queries.
-    weights: Vec<f32>,
-    /// For each component the result for each of these queries.
-    results: Vec<f32>,
-}
-
-impl<const M: usize> Scratch<M> {
-    fn new(longest: usize, components: usize, lanes: usize) -> Self {
-        Self {
-            keys: vec![[0.0; M]; longest.div_ceil(M) * components],
-            values: vec![[0.0; M]; longest * components.div_ceil(M)],
-            queries: vec![0.0; components * lanes],
-            weights: vec![0.0; longest.next_multiple_of(M) * lanes],
-            results: vec![0.0; components * lanes],
-        }
-    }
-
-    /// Brings keys and values into panels.
-    #[inline(always)]
-    fn keys_and_values(&mut self, head: Head<'_>, length: usize, components: usize) {
-        let (rows, bias) = head.part(1, components);
-        for (place, row) in rows.enumerate() {
-            let panel = self.keys.iter_mut().skip(place / M * components);
-            for ((slot, x), bias) in panel.zip(row).zip(bias) {
-                if let Some(slot) = slot.get_mut(place % M) {
-                    *slot = x + bias;
-                }
-            }
-        }
-        let (rows, bias) = head.part(2, components);
-        for (place, row) in rows.enumerate() {
-            let panels = self.values.chunks_exact_mut(length).filter_map(|panel| panel.get_mut(place));
-            for ((slot, x), bias) in panels.zip(row.chunks_exact(M)).zip(bias.chunks_exact(M)) {
-                slot.iter_mut().zip(x).zip(bias).for_each(|((slot, x), bias)| *slot = x + bias);
-            }
-        }
-    }
-
-    /// Brings queries `from..from + count` into the lanes, divided by the root of the head's width.
-    #[inline(always)]
-    #[allow(clippy::cast_precision_loss)]
-    fn queries(&mut self, head: Head<'_>, from: usize, count: usize, lanes: usize, components: usize) {
-        let scale = (components as f32).sqrt().recip();
-        let (rows, bias) = head.part(0, components);
-        if count < lanes {
-            self.queries.fill(0.0);
-        }
-        for (lane, row) in rows.skip(from).take(count).enumerate() {
-            for ((slots, x), bias) in self.queries.chunks_exact_mut(lanes).zip(row).zip(bias) {
-                if let Some(slot) = slots.get_mut(lane) {
-                    *slot = (x + bias) * scale;
-                }
-            }
-        }
-    }
-
-    /// softmax(keys * queries) * values for the queries in the lanes of `N` vectors.
-    #[inline(always)]
-    fn attend<S: Simd, const N: usize>(&mut self, simd: S, length: usize, components: usize) {
-        let queries = S::as_simd_f32s(&self.queries).0.as_chunks::<N>().0;
-        let (weights, _) = S::as_mut_simd_f32s(&mut self.weights).0.as_chunks_mut::<N>();
-        for (panel, weights) in
-            self.keys.chunks_exact(components).zip(weights.chunks_exact_mut(M)).take(length.div_ceil(M))
-        {
-            weights.copy_from_slice(&tile::<S, M, N>(simd, panel, queries));
-        }
-        let Some(weights) = weights.get_mut(..length) else { return };
-        let mut largest = [simd.splat_f32s(f32::MIN); N];
-        for row in weights.iter() {
-            for (largest, x) in largest.iter_mut().zip(row) {
-                *largest = simd.max_f32s(*largest, *x);
-            }
-        }
-        let mut sum = [simd.splat_f32s(0.0); N];
-        for row in weights.iter_mut() {
-            for ((x, largest), sum) in row.iter_mut().zip(largest).zip(&mut sum) {
-                *x = exp_negative(simd, simd.sub_f32s(*x, largest));
-                *sum = simd.add_f32s(*sum, *x);
-            }
-        }
-        for sum in &mut sum {
-            *sum = simd.div_f32s(simd.splat_f32s(1.0), *sum);
-        }
-        let (results, _) = S::as_mut_simd_f32s(&mut self.results).0.as_chunks_mut::<N>();
-        for (panel, results) in self.values.chunks_exact(length).zip(results.chunks_exact_mut(M)).take(components / M) {
-            for (result, row) in results.iter_mut().zip(tile::<S, M, N>(simd, panel, weights)) {
-                for ((result, x), share) in result.iter_mut().zip(row).zip(sum) {
-                    *result = simd.mul_f32s(x, share);
-                }
-            }
-        }
-    }
-
-    /// Writes the results of queries from `from` on to their rows.
-    #[inline(always)]
-    fn put(&self, head: Head<'_>, from: usize, lanes: usize, components: usize, result: &mut [f32]) {
-        for (lane, row) in result.chunks_exact_mut(head.width).skip(from).take(lanes).enumerate() {
-            for (slot, column) in row.iter_mut().skip(head.from).take(components).zip(self.results.chunks_exact(lanes))
-            {
-                if let Some(x) = column.get(lane) {
-                    *slot = *x;
+        #[test]
+        fn attention_is_that_of_plain_sums_for_any_lengths(
+            lengths in prop::collection::vec(1usize..70, 1..4),
+            heads in 1usize..4,
+            blocks in 1usize..4,
+            seed in any::<u32>(),
+        ) {
+            let head_width = 16 * blocks;
+            let rows: usize = lengths.iter().sum();
+            let qkv: Vec<f32> = numbers(seed).take(rows * 3 * heads * head_width).collect();
+            let exact = plain(&qkv, &lengths, heads, head_width);
+            for arch in arches() {
+                let (mut scratch, mut out) = (Scratch::default(), vec![f32::NAN; exact.len()]);
+                // What an earlier, longer sequence left there must not matter.
+                scratch.keys.first(200 * head_width).fill(f32::NAN);
+                scratch.weights.first(MOST_ROWS * 200).fill(f32::NAN);
+                scratch.values.first(200 * head_width).fill(0.5);
+                let (lengths, qkv) = (lengths.as_slice(), qkv.as_slice());
+                Attention { qkv, lengths, heads, head_width, scratch: &mut scratch, out: &mut out }.run(arch);
+                for (ours, exact) in out.iter().zip(&exact) {
+                    prop_assert!((f64::from(*ours) - exact).abs() < 1e-5, "{arch:?}: {ours} is not {exact}");
                 }
             }
         }

@@ -1,80 +1,44 @@
-//! The steps between the products, fused: one pass over memory each.
+//! The steps between the products: one pass over memory each.
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::simd::gelu;
-
-/// `rows` become gelu(row + bias).
-pub(super) fn bias_gelu(rows: &mut [f32], bias: &[f32]) {
-    Arch::new().dispatch(BiasGelu { rows, bias });
-}
-
-struct BiasGelu<'a> {
-    rows: &'a mut [f32],
-    bias: &'a [f32],
-}
-
-impl WithSimd for BiasGelu<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (bias, _) = S::as_simd_f32s(self.bias);
-        for row in self.rows.chunks_exact_mut(self.bias.len()) {
-            let (row, _) = S::as_mut_simd_f32s(row);
-            for (x, bias) in row.iter_mut().zip(bias) {
-                *x = gelu(simd, simd.add_f32s(*x, *bias));
-            }
-        }
-    }
-}
-
-/// Bias of a product, and scale and shift of the normalisation after it.
-#[derive(Clone, Copy)]
-pub(super) struct Norm<'a> {
-    pub bias: &'a [f32],
-    pub scale: &'a [f32],
-    pub shift: &'a [f32],
+/// A layer normalisation.
+#[derive(Debug)]
+pub(super) struct Norm {
+    pub scale: Vec<f32>,
+    pub shift: Vec<f32>,
     pub epsilon: f32,
 }
 
-/// `rows` become the layer normalisation of row + bias + residual.
-pub(super) fn add_norm(rows: &mut [f32], residual: &[f32], norm: Norm<'_>) {
-    Arch::new().dispatch(AddNorm { rows, residual, norm });
+impl Norm {
+    /// Normalises each row in its place.
+    pub fn apply(&self, arch: Arch, rows: &mut [f32]) {
+        arch.dispatch(Normalise { norm: self, rows });
+    }
 }
 
-struct AddNorm<'a> {
+struct Normalise<'a> {
+    norm: &'a Norm,
     rows: &'a mut [f32],
-    residual: &'a [f32],
-    norm: Norm<'a>,
 }
 
-impl WithSimd for AddNorm<'_> {
+impl WithSimd for Normalise<'_> {
     type Output = ();
 
     #[inline(always)]
     #[allow(clippy::cast_precision_loss)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let width = self.norm.bias.len();
+        let width = self.norm.scale.len();
         let share = 1.0 / width as f32;
-        let (bias, _) = S::as_simd_f32s(self.norm.bias);
-        let (scale, _) = S::as_simd_f32s(self.norm.scale);
-        let (shift, _) = S::as_simd_f32s(self.norm.shift);
-        for (row, residual) in self.rows.chunks_exact_mut(width).zip(self.residual.chunks_exact(width)) {
-            let (row, _) = S::as_mut_simd_f32s(row);
-            let (residual, _) = S::as_simd_f32s(residual);
-            let mut sum = simd.splat_f32s(0.0);
-            for ((x, residual), bias) in row.iter_mut().zip(residual).zip(bias) {
-                *x = simd.add_f32s(simd.add_f32s(*x, *bias), *residual);
-                sum = simd.add_f32s(sum, *x);
-            }
-            let mean = simd.splat_f32s(simd.reduce_sum_f32s(sum) * share);
-            let mut squares = simd.splat_f32s(0.0);
-            for x in row.iter() {
-                let apart = simd.sub_f32s(*x, mean);
-                squares = simd.mul_add_e_f32s(apart, apart, squares);
-            }
-            let variance = simd.reduce_sum_f32s(squares) * share;
+        let (scale, _) = S::as_simd_f32s(&self.norm.scale);
+        let (shift, _) = S::as_simd_f32s(&self.norm.shift);
+        for row in self.rows.chunks_exact_mut(width) {
+            let row = S::as_mut_simd_f32s(row).0;
+            let sum = sum_of(simd, row, |x| x, |x, sum| simd.add_f32s(x, sum));
+            let mean = simd.splat_f32s(sum * share);
+            let apart = |x| simd.sub_f32s(x, mean);
+            let squares = sum_of(simd, row, apart, |apart, sum| simd.mul_add_e_f32s(apart, apart, sum));
+            let variance = squares * share;
             let steepness = simd.splat_f32s((variance + self.norm.epsilon).sqrt().recip());
             for ((x, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
                 let normal = simd.mul_f32s(simd.sub_f32s(*x, mean), steepness);
@@ -82,6 +46,28 @@ impl WithSimd for AddNorm<'_> {
             }
         }
     }
+}
+
+/// The sum of what `part` makes of each number, added by `add`.
+#[inline(always)]
+fn sum_of<S: Simd>(
+    simd: S,
+    row: &[S::f32s],
+    part: impl Fn(S::f32s) -> S::f32s,
+    add: impl Fn(S::f32s, S::f32s) -> S::f32s,
+) -> f32 {
+    // Several sums side by side: one alone would wait for each addition.
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    let (fours, rest) = row.as_chunks::<4>();
+    for four in fours {
+        for (sum, x) in sums.iter_mut().zip(four) {
+            *sum = add(part(*x), *sum);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum = add(part(*x), *sum);
+    }
+    simd.reduce_sum_f32s(sums.into_iter().fold(simd.splat_f32s(0.0), |a, b| simd.add_f32s(a, b)))
 }
 
 /// The mean of a sequence's rows, scaled to unit length.
@@ -94,4 +80,36 @@ pub(super) fn mean_unit(rows: &[f32], width: usize) -> Vec<f32> {
     let length = mean.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
     mean.iter_mut().for_each(|x| *x /= length);
     mean
+}
+
+#[cfg(test)]
+#[allow(clippy::cast_precision_loss)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::simd::tests::{arches, numbers};
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn rows_are_normalised_as_plain_sums_do_it(rows in 0usize..9, blocks in 1usize..30, seed in any::<u32>()) {
+            let width = 16 * blocks;
+            let mut random = numbers(seed);
+            let mut some = |count: usize| -> Vec<f32> { random.by_ref().take(count).collect() };
+            let (x, norm) = (some(rows * width), Norm { scale: some(width), shift: some(width), epsilon: 1e-6 });
+            for arch in arches() {
+                let mut ours = x.clone();
+                norm.apply(arch, &mut ours);
+                for (row, ours) in x.chunks_exact(width).zip(ours.chunks_exact(width)) {
+                    let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+                    let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / width as f64;
+                    for (((x, ours), scale), shift) in row.iter().zip(ours).zip(&norm.scale).zip(&norm.shift) {
+                        let normal = (f64::from(*x) - mean) / (variance + 1e-6).sqrt();
+                        let exact = normal * f64::from(*scale) + f64::from(*shift);
+                        prop_assert!((f64::from(*ours) - exact).abs() < 1e-5, "{arch:?}: {ours} is not {exact}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,78 +1,53 @@
 //! BERT without padding: the tokens of all sequences are the rows of one matrix, and only attention knows where one
-//! sequence ends.
+//! sequence ends. On the processor by kernels of our own ([`Encoder`]), elsewhere by what candle offers ([`Bert`]).
 
+mod aligned;
 mod attention;
+mod encoder;
 mod kernels;
 mod ops;
+mod product;
 mod simd;
+mod steps;
+mod tile;
+mod weights;
 
-use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
-use serde::Deserialize;
+use pulp::Arch;
 
 use crate::batching::{Backend, BackendError};
-use crate::manifest::{CONFIG, WEIGHTS};
+use crate::manifest::WEIGHTS;
 use crate::{DeviceChoice, ModelError};
-use ops::{AddNorm, Kernels, SelfAttention};
+pub(crate) use encoder::{Encoder, Workspace};
+use ops::{AddNorm, SelfAttention};
+pub(crate) use steps::{Step, Steps};
+use weights::{Shape, Weights};
 
-/// Rows of a matrix that one thread works on, at most (one sequence may exceed it): enough to make the products
-/// efficient, few enough to keep the rows in the cache.
-const ROWS_PER_TASK: usize = 512;
-
-/// config.json, as far as it matters.
-#[derive(Debug, Deserialize)]
-struct Shape {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    max_position_embeddings: usize,
-    layer_norm_eps: f64,
-    hidden_act: String,
-    model_type: String,
-    #[serde(default = "absolute")]
-    position_embedding_type: String,
+/// A model, where it is computed.
+pub(crate) enum Loaded {
+    Processor(Encoder),
+    Gpu(Bert),
 }
 
-fn absolute() -> String {
-    "absolute".into()
+/// Loads a model from its folder.
+pub(crate) fn load(dir: &Path, device: DeviceChoice, max_tokens: usize) -> Result<Loaded, ModelError> {
+    let shape = Shape::read(dir, max_tokens)?;
+    let path = dir.join(WEIGHTS);
+    let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
+    let loaded = if weights.device.is_cpu() {
+        Encoder::assemble(Arch::new(), shape, &weights).map(Loaded::Processor)
+    } else {
+        Bert::assemble(shape, &weights).map(Loaded::Gpu)
+    };
+    loaded.map_err(|error| ModelError::invalid(&path, error))
 }
 
-impl Shape {
-    fn read(dir: &Path, max_tokens: usize) -> Result<Self, ModelError> {
-        let path = dir.join(CONFIG);
-        let text = fs::read_to_string(&path).map_err(ModelError::io("read", &path))?;
-        let shape: Self = serde_json::from_str(&text).map_err(|error| ModelError::invalid(&path, error))?;
-        let known = shape.model_type == "bert"
-            && shape.hidden_act == "gelu"
-            && shape.position_embedding_type == "absolute"
-            && shape.num_attention_heads > 0
-            && shape.hidden_size.is_multiple_of(16 * shape.num_attention_heads)
-            && shape.intermediate_size.is_multiple_of(16)
-            && max_tokens <= shape.max_position_embeddings;
-        if known {
-            Ok(shape)
-        } else {
-            let reason = "only BERT with gelu, absolute positions, heads and inner layers of a multiple of 16 and at \
-                          least as many positions as the tokens of a text is supported";
-            Err(ModelError::invalid(&path, format_args!("{reason}; it says {shape:?}")))
-        }
-    }
-
-    fn head_width(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
-    }
-}
-
-/// A BERT model that gives the mean of its last layer, scaled to unit length.
+/// A BERT model that gives the mean of its last layer, scaled to unit length, by candle's own operations.
 pub(crate) struct Bert {
     shape: Shape,
     device: Device,
-    kernels: Kernels,
     words: Tensor,
     /// Embeddings of positions and of the only token type in use, added up.
     positions: Tensor,
@@ -93,36 +68,21 @@ struct Layer {
 }
 
 impl Bert {
-    /// Loads a model from its folder.
-    pub fn load(dir: &Path, device: DeviceChoice, max_tokens: usize) -> Result<Self, ModelError> {
-        let shape = Shape::read(dir, max_tokens)?;
-        let path = dir.join(WEIGHTS);
-        let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
-        Self::assemble(shape, &weights).map_err(|error| ModelError::invalid(&path, error))
-    }
-
     fn assemble(shape: Shape, weights: &Weights) -> candle_core::Result<Self> {
         let epsilon = shape.layer_norm_eps;
         let words = weights.get("embeddings.word_embeddings.weight")?;
-        let types = weights.get("embeddings.token_type_embeddings.weight")?;
-        let positions = weights.get("embeddings.position_embeddings.weight")?.broadcast_add(&types.get(0)?)?;
+        let positions = weights.positions()?;
         let nothing = Tensor::zeros(shape.hidden_size, DType::F32, &weights.device)?;
-        let norm = weights.norm(&nothing, "embeddings.LayerNorm", epsilon)?;
+        let norm = norm(weights, &nothing, "embeddings.LayerNorm", epsilon)?;
         let layers = (0..shape.num_hidden_layers)
             .map(|layer| Layer::assemble(weights, &format!("encoder.layer.{layer}"), epsilon))
             .collect::<candle_core::Result<_>>()?;
-        let kernels = if weights.device.is_cpu() { Kernels::Fused } else { Kernels::Candle };
-        Ok(Self { shape, device: weights.device.clone(), kernels, words, positions, norm, layers })
+        Ok(Self { shape, device: weights.device.clone(), words, positions, norm, layers })
     }
 
     /// Components of its vectors.
     pub fn dimension(&self) -> usize {
         self.shape.hidden_size
-    }
-
-    /// Whether it runs on a GPU.
-    pub fn on_gpu(&self) -> bool {
-        self.device.is_cuda()
     }
 
     fn compute(&self, sequences: &[&[u32]]) -> candle_core::Result<Vec<Vec<f32>>> {
@@ -136,11 +96,11 @@ impl Bert {
             head_width: self.shape.head_width(),
         };
         let words = self.words.index_select(&ids, 0)?;
-        let mut rows = self.norm.apply(self.kernels, words, &self.positions.index_select(&places, 0)?)?;
+        let mut rows = self.norm.apply(&words, &self.positions.index_select(&places, 0)?)?;
         for layer in &self.layers {
-            rows = layer.compute(self.kernels, &rows, &attention)?;
+            rows = layer.compute(&rows, &attention)?;
         }
-        ops::mean_unit(self.kernels, &rows, &lengths)
+        ops::mean_unit(&rows, &lengths)
     }
 }
 
@@ -148,15 +108,10 @@ impl Layer {
     fn assemble(weights: &Weights, at: &str, epsilon: f64) -> candle_core::Result<Self> {
         let get = |name: &str| weights.get(&format!("{at}.{name}"));
         let transposed = |name: &str| get(name)?.t()?.contiguous();
-        let parts = ["query", "key", "value"];
-        let all = |what: &str| -> candle_core::Result<Tensor> {
-            let parts = parts.iter().map(|part| get(&format!("attention.self.{part}.{what}")));
-            Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
-        };
-        let norm = |bias: &str, norm: &str| weights.norm(&get(bias)?, &format!("{at}.{norm}"), epsilon);
+        let norm = |bias: &str, at_norm: &str| norm(weights, &get(bias)?, &format!("{at}.{at_norm}"), epsilon);
         Ok(Self {
-            qkv: all("weight")?.t()?.contiguous()?,
-            qkv_bias: all("bias")?,
+            qkv: weights.of_attention(at, "weight")?.t()?.contiguous()?,
+            qkv_bias: weights.of_attention(at, "bias")?,
             attended: transposed("attention.output.dense.weight")?,
             attended_norm: norm("attention.output.dense.bias", "attention.output.LayerNorm")?,
             inner: transposed("intermediate.dense.weight")?,
@@ -166,36 +121,16 @@ impl Layer {
         })
     }
 
-    fn compute(&self, kernels: Kernels, rows: &Tensor, attention: &SelfAttention<'_>) -> candle_core::Result<Tensor> {
-        let attended = attention.apply(kernels, &rows.matmul(&self.qkv)?, &self.qkv_bias)?;
-        let rows = self.attended_norm.apply(kernels, attended.matmul(&self.attended)?, rows)?;
-        let inner = ops::bias_gelu(kernels, rows.matmul(&self.inner)?, &self.inner_bias)?;
-        self.outer_norm.apply(kernels, inner.matmul(&self.outer)?, &rows)
+    fn compute(&self, rows: &Tensor, attention: &SelfAttention<'_>) -> candle_core::Result<Tensor> {
+        let attended = attention.apply(&rows.matmul(&self.qkv)?, &self.qkv_bias)?;
+        let rows = self.attended_norm.apply(&attended.matmul(&self.attended)?, rows)?;
+        let inner = ops::bias_gelu(&rows.matmul(&self.inner)?, &self.inner_bias)?;
+        self.outer_norm.apply(&inner.matmul(&self.outer)?, &rows)
     }
 }
 
-/// Tensors by name, on the device.
-struct Weights {
-    tensors: HashMap<String, Tensor>,
-    device: Device,
-}
-
-impl Weights {
-    fn read(path: &Path, device: &Device) -> candle_core::Result<Self> {
-        Ok(Self { tensors: candle_core::safetensors::load(path, device)?, device: device.clone() })
-    }
-
-    /// A tensor, in single precision, whether or not its name begins with the name of the architecture.
-    fn get(&self, name: &str) -> candle_core::Result<Tensor> {
-        match self.tensors.get(name).or_else(|| self.tensors.get(&format!("bert.{name}"))) {
-            Some(tensor) => tensor.to_dtype(DType::F32),
-            None => candle_core::bail!("it has no tensor {name}"),
-        }
-    }
-
-    fn norm(&self, bias: &Tensor, at: &str, epsilon: f64) -> candle_core::Result<AddNorm> {
-        AddNorm::new(bias, &self.get(&format!("{at}.weight"))?, &self.get(&format!("{at}.bias"))?, epsilon)
-    }
+fn norm(weights: &Weights, bias: &Tensor, at: &str, epsilon: f64) -> candle_core::Result<AddNorm> {
+    AddNorm::new(bias, &weights.get(&format!("{at}.weight"))?, &weights.get(&format!("{at}.bias"))?, epsilon)
 }
 
 /// The device that was asked for.
@@ -219,31 +154,8 @@ fn first_gpu() -> Result<Device, String> {
 
 impl Backend for Bert {
     fn forward(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, BackendError> {
-        if self.kernels == Kernels::Candle {
-            return self.compute(sequences).map_err(|error| classify(&error));
-        }
-        let tokens: usize = sequences.iter().map(|sequence| sequence.len()).sum();
-        let rows = tokens.div_ceil(rayon::current_num_threads()).min(ROWS_PER_TASK);
-        let tasks = split(sequences, rows);
-        let results: Result<Vec<_>, _> = tasks.into_par_iter().map(|task| self.compute(task)).collect();
-        Ok(results.map_err(|error| classify(&error))?.concat())
+        self.compute(sequences).map_err(|error| classify(&error))
     }
-}
-
-/// Cuts a batch into tasks of at most so many rows, or one sequence.
-fn split<'a>(mut sequences: &'a [&'a [u32]], rows: usize) -> Vec<&'a [&'a [u32]]> {
-    let mut tasks = Vec::new();
-    while !sequences.is_empty() {
-        let mut taken = 0;
-        let fits = |sequence: &&&[u32]| {
-            taken += sequence.len();
-            taken <= rows
-        };
-        let (task, rest) = sequences.split_at(sequences.iter().take_while(fits).count().max(1));
-        tasks.push(task);
-        sequences = rest;
-    }
-    tasks
 }
 
 /// CUDA and its libraries say it in words only.
@@ -258,16 +170,17 @@ fn classify(error: &candle_core::Error) -> BackendError {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::cast_precision_loss)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     const WIDTH: usize = 64;
     const WORDS: usize = 50;
 
-    /// A small model with random weights, computed in this way.
-    fn small(tensors: &HashMap<String, Tensor>, kernels: Kernels) -> Bert {
-        let shape = Shape {
+    fn small() -> Shape {
+        Shape {
             hidden_size: WIDTH,
             intermediate_size: 4 * WIDTH,
             num_hidden_layers: 2,
@@ -276,13 +189,11 @@ mod tests {
             layer_norm_eps: 1e-12,
             hidden_act: "gelu".into(),
             model_type: "bert".into(),
-            position_embedding_type: absolute(),
-        };
-        let weights = Weights { tensors: tensors.clone(), device: Device::Cpu };
-        Bert { kernels, ..Bert::assemble(shape, &weights).unwrap() }
+            position_embedding_type: "absolute".into(),
+        }
     }
 
-    fn random_weights() -> HashMap<String, Tensor> {
+    fn random_weights() -> Weights {
         let mut tensors = HashMap::new();
         let mut add = |name: String, shape: &[usize]| {
             tensors.insert(name, Tensor::randn(0f32, 0.3, shape, &Device::Cpu).unwrap());
@@ -311,32 +222,42 @@ mod tests {
             add(format!("bert.{norm}.weight"), &[WIDTH]);
             add(format!("bert.{norm}.bias"), &[WIDTH]);
         }
-        tensors
+        Weights { tensors, device: Device::Cpu }
     }
 
     /// What runs on a GPU is what candle offers there; here it runs on the processor.
     #[test]
     fn our_kernels_give_what_candle_gives_on_other_devices() {
-        let tensors = random_weights();
-        let [ours, theirs] = [Kernels::Fused, Kernels::Candle].map(|kernels| small(&tensors, kernels));
+        let weights = random_weights();
         let lengths = [40, 17, 17, 17, 3, 1];
         let sequences: Vec<Vec<u32>> =
             lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect();
-        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-        let (ours, theirs) = (ours.forward(&sequences).unwrap(), theirs.forward(&sequences).unwrap());
-        assert_eq!(ours.len(), lengths.len());
-        for (a, b) in ours.concat().iter().zip(theirs.concat()) {
-            assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+        let theirs = Bert::assemble(small(), &weights).unwrap();
+        let theirs = theirs.forward(&sequences.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        for arch in simd::tests::arches() {
+            let ours = Encoder::assemble(arch, small(), &weights).unwrap();
+            let (mut at, mut pauses) = (Workspace::default(), 0);
+            // The second time in memory that holds the results of the first.
+            for _ in 0..2 {
+                let ours = ours.embed(&sequences, &mut at, &mut || pauses += 1).unwrap();
+                assert_eq!(ours.len(), lengths.len());
+                for (a, b) in ours.concat().iter().zip(theirs.concat()) {
+                    assert!((a - b).abs() < 1e-5, "{a} is not {b}");
+                }
+            }
+            // Twice two layers of one group and two blocks.
+            assert_eq!(pauses, 12);
         }
     }
 
     #[test]
-    fn tasks_hold_every_sequence_once_and_in_order() {
-        let sequences: Vec<Vec<u32>> = [9, 8, 8, 5, 2, 2, 1].iter().map(|length| vec![1; *length]).collect();
-        let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-        let tasks = split(&sequences, 8);
-        assert_eq!(tasks.concat(), sequences);
-        assert_eq!(tasks.iter().map(|task| task.len()).collect::<Vec<_>>(), [1, 1, 1, 2, 2]);
+    fn a_token_or_a_place_that_the_model_does_not_have_is_an_error() {
+        let encoder = Encoder::assemble(Arch::new(), small(), &random_weights()).unwrap();
+        let embed = |ids: Vec<u32>| encoder.embed(&[ids], &mut Workspace::default(), &mut || ()).map(|_| ());
+        assert!(embed(vec![49; 40]).is_ok());
+        assert!(embed(vec![1, 50]).unwrap_err().to_string().contains("token 50 at place 1"));
+        assert!(embed(vec![1; 41]).unwrap_err().to_string().contains("at place 40"));
+        assert!(embed(vec![u32::MAX]).is_err());
     }
 
     #[test]

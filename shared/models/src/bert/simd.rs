@@ -2,6 +2,8 @@
 
 use pulp::Simd;
 
+use super::tile::VECTORS;
+
 /// e^x for x <= 0; below -87 it stays at e^-87, which is as good as zero. Relative error below 3e-7.
 ///
 /// 2^n * e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2, e^r by its Taylor polynomial.
@@ -42,29 +44,89 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.sub_f32s(simd.max_f32s(x, simd.splat_f32s(0.0)), simd.mul_f32s(magnitude, lacks))
 }
 
-/// The product of a panel of `M` columns, transposed, and a panel of `N` vectors: for each pair the sum over the rows
-/// both have. All of it stays in registers.
+/// Columns `from..to` of the `M` rows from `first` on, each so long; those that are not there are empty.
 #[inline(always)]
-pub(super) fn tile<S: Simd, const M: usize, const N: usize>(
+pub(super) fn rows<const M: usize>(all: &[f32], length: usize, first: usize, from: usize, to: usize) -> [&[f32]; M] {
+    // `std::array::from_fn` is not always inlined, which short tiles feel.
+    let mut rows: [&[f32]; M] = [&[]; M];
+    for (place, row) in rows.iter_mut().enumerate() {
+        let begin = (first + place) * length;
+        *row = all.get(begin + from..begin + to).unwrap_or(&[]);
+    }
+    rows
+}
+
+/// What stands in columns `from..to` of a row, as vectors; zeros where there is nothing.
+#[inline(always)]
+pub(super) fn load<S: Simd>(
     simd: S,
-    left: &[[f32; M]],
-    right: &[[S::f32s; N]],
-) -> [[S::f32s; N]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); N]; M];
-    for (left, right) in left.iter().zip(right) {
-        for (sums, left) in sums.iter_mut().zip(left) {
-            let left = simd.splat_f32s(*left);
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = simd.mul_add_e_f32s(left, *right, *sum);
+    all: &[f32],
+    length: usize,
+    row: usize,
+    from: usize,
+    to: usize,
+) -> [S::f32s; VECTORS] {
+    let begin = row * length;
+    let zero = simd.splat_f32s(0.0);
+    // In full, not a loop: a number of rounds that is not known keeps the sums of a tile in memory.
+    match all.get(begin + from..begin + to).map_or(&[][..], |row| S::as_simd_f32s(row).0) {
+        [a, b, ..] => [*a, *b],
+        [a] => [*a, zero],
+        [] => [zero, zero],
+    }
+}
+
+/// Writes vectors to columns `from..to` of a row, as far as they go.
+#[inline(always)]
+pub(super) fn store<S: Simd>(
+    all: &mut [f32],
+    length: usize,
+    row: usize,
+    from: usize,
+    to: usize,
+    x: [S::f32s; VECTORS],
+) {
+    let begin = row * length;
+    match all.get_mut(begin + from..begin + to).map_or(&mut [][..], |row| S::as_mut_simd_f32s(row).0) {
+        [a, b, ..] => (*a, *b) = (x[0], x[1]),
+        [a] => *a = x[0],
+        [] => {}
+    }
+}
+
+/// Work on rows that is done a tile of them at a time.
+pub(super) trait Tiles: Sized {
+    /// The `M` rows from `first` on.
+    fn tile<const M: usize>(&mut self, first: usize);
+
+    /// The first `count` rows, in tiles as high as the registers allow; the last few in one of their own.
+    #[inline(always)]
+    fn all<S: Simd>(mut self, count: usize) {
+        let mut first = 0;
+        if S::REGISTER_COUNT >= 32 {
+            while count - first >= 12 {
+                self.tile::<12>(first);
+                first += 12;
             }
         }
+        while count - first >= 6 {
+            self.tile::<6>(first);
+            first += 6;
+        }
+        match count - first {
+            0 => {}
+            1 => self.tile::<1>(first),
+            2 => self.tile::<2>(first),
+            3 => self.tile::<3>(first),
+            4 => self.tile::<4>(first),
+            _ => self.tile::<5>(first),
+        }
     }
-    sums
 }
 
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
-mod tests {
+pub(super) mod tests {
     use pulp::{Arch, WithSimd};
 
     use super::*;
@@ -85,8 +147,22 @@ mod tests {
         }
     }
 
-    fn erf(x: f64) -> f64 {
-        // Maclaurin series; converges everywhere, accurate enough up to 4 in double precision.
+    /// What this processor has, and what every processor has.
+    pub fn arches() -> [Arch; 2] {
+        [Arch::new(), Arch::Scalar]
+    }
+
+    /// Numbers between -1 and 1 that look random, always the same ones for a seed.
+    pub fn numbers(seed: u32) -> impl Iterator<Item = f32> {
+        let step = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        std::iter::successors(Some(seed), step).map(|state| (state >> 8) as f32 / 8_388_608.0 - 1.0)
+    }
+
+    pub fn erf(x: f64) -> f64 {
+        // Maclaurin series; converges everywhere, accurate enough up to 4.5 in double precision.
+        if x.abs() > 4.5 {
+            return x.signum();
+        }
         let (mut term, mut sum) = (x, x);
         for n in 1..200 {
             term *= -x * x / f64::from(n);
@@ -98,7 +174,7 @@ mod tests {
     #[test]
     fn exponentials_are_exact_to_a_few_ulps() {
         let xs: Vec<f32> = (0..16 * 5000).map(|i| -(i as f32) * 80.0 / 80_000.0).collect();
-        for arch in [Arch::new(), Arch::Scalar] {
+        for arch in arches() {
             let mut ys = xs.clone();
             arch.dispatch(Map(&mut ys, false));
             for (x, y) in xs.iter().zip(&ys) {
@@ -111,7 +187,7 @@ mod tests {
     #[test]
     fn gelu_is_the_exact_one() {
         let xs: Vec<f32> = (-40_000..40_000).map(|i| i as f32 / 8_000.0).collect();
-        for arch in [Arch::new(), Arch::Scalar] {
+        for arch in arches() {
             let mut ys = xs.clone();
             arch.dispatch(Map(&mut ys, true));
             for (x, y) in xs.iter().zip(&ys) {

@@ -1,0 +1,43 @@
+//! What the processor could do: products and sums in registers, nothing else.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// Sums side by side: enough that none is waited for.
+const SUMS: usize = 12;
+/// Additions to each of them, in a round of some milliseconds.
+const ADDITIONS: usize = 1_000_000;
+
+/// Floating-point operations a second that so many threads reach at best, in single precision and with the vectors that
+/// the model is computed with. Takes about a tenth of a second.
+#[must_use]
+pub fn peak_flops(threads: usize) -> f64 {
+    let rounds = |_| (0..10).map(|_| Arch::new().dispatch(Products)).fold(0.0, f64::max);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || rounds(thread))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).sum()
+    })
+}
+
+struct Products;
+
+impl WithSimd for Products {
+    type Output = f64;
+
+    #[inline(always)]
+    #[allow(clippy::cast_precision_loss)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (x, y) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
+        let mut sums = [simd.splat_f32s(black_box(0.5)); SUMS];
+        let started = Instant::now();
+        for _ in 0..ADDITIONS {
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(x, *sum, y);
+            }
+        }
+        black_box(sums.map(|sum| simd.reduce_sum_f32s(sum)));
+        (2 * SUMS * S::F32_LANES * ADDITIONS) as f64 / started.elapsed().as_secs_f64()
+    }
+}

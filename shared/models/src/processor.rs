@@ -1,0 +1,61 @@
+//! A model on the processor: from texts to vectors on one thread.
+
+use std::time::Instant;
+
+use crate::bert::{Encoder, Step, Steps, Workspace};
+use crate::workers::{Compute, Computed};
+use crate::{ModelError, Tokenizer, metric};
+
+/// A tokenizer and the model that takes its tokens.
+pub(crate) struct Processor {
+    pub tokenizer: Tokenizer,
+    pub encoder: Encoder,
+}
+
+impl Compute for Processor {
+    type Memory = Workspace;
+
+    fn compute(&self, texts: &[String], memory: &mut Workspace, between: &mut dyn FnMut()) -> Computed {
+        let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let tokens: usize = sequences.iter().map(Vec::len).sum();
+        #[allow(clippy::cast_precision_loss)]
+        metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(tokens as f64);
+        let vectors = self.encoder.embed(&sequences, memory, between);
+        Ok((vectors.map_err(|error| ModelError::Compute(error.to_string()))?, tokens))
+    }
+}
+
+impl Processor {
+    /// Seconds of each part of the work on these texts, on this thread alone; the second time counts.
+    pub fn profile(&self, texts: &[&str]) -> Result<Vec<(&'static str, f64)>, ModelError> {
+        let mut at = Workspace::default();
+        let mut profile = Vec::new();
+        for _ in 0..2 {
+            at.steps = Steps::default();
+            let started = Instant::now();
+            let mut tokenized = 0.0;
+            let mut rows = 0;
+            for texts in texts.chunks(4) {
+                let begun = Instant::now();
+                let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
+                tokenized += begun.elapsed().as_secs_f64();
+                rows += sequences.iter().map(Vec::len).sum::<usize>();
+                let embedded = self.encoder.embed(&sequences, &mut at, &mut || ());
+                embedded.map_err(|error| ModelError::Compute(error.to_string()))?;
+            }
+            let all = started.elapsed().as_secs_f64();
+            let gelu = self.encoder.gelu_seconds(rows);
+            let [products, attention, norms] =
+                [Step::Products, Step::Attention, Step::Norms].map(|step| at.steps.seconds(step));
+            profile = vec![
+                ("tokenization", tokenized),
+                ("products", products - gelu),
+                ("gelu", gelu),
+                ("attention", attention),
+                ("norms", norms),
+                ("other", all - tokenized - products - attention - norms),
+            ];
+        }
+        Ok(profile)
+    }
+}
