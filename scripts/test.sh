@@ -52,8 +52,7 @@ finish() {
     exit 0
 }
 
-# Names of the test targets that run end to end (`own`), or of all others (`others`). Those of tests/ do, and the one that
-# starts local stacks.
+# Names of the test targets of a package's tests/ folder (`own`), or of all other packages (`others`).
 integration_tests() {
     cargo metadata --format-version 1 --no-deps | python3 -c '
 import json, sys
@@ -62,8 +61,7 @@ names = {
     target["name"]
     for package in json.load(sys.stdin)["packages"]
     for target in package["targets"]
-    if "test" in target["kind"]
-    and (package["name"] == "weir-tests" or target["name"] == "stack") == (wanted == "own")
+    if "test" in target["kind"] and (package["name"] == "weir-tests") == (wanted == "own")
 }
 print(*sorted(names), sep="\n")' "$1"
 }

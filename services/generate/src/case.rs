@@ -412,6 +412,7 @@ impl Case<'_> {
                     Ok(reservation) => reservation,
                     Err(refusal) => return Ok(Some(refusal)),
                 };
+                journal.last_attempt = journal.last_attempt.max(call.attempt);
                 journal.open.push(OpenCall {
                     provider: call.provider.clone(),
                     model: call.model.clone(),

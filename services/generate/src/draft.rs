@@ -89,7 +89,11 @@ impl Draft {
         count(&self, question, at);
         let (usage, cost) = self.spent();
         let calls = self.calls.iter().skip(reported);
-        let usages = calls.map(|call| usage_of(call, question, prompt_version, at)).collect();
+        let used = if self.prompt_version.is_empty() { prompt_version } else { &self.prompt_version };
+        let usages = calls.map(|call| usage_of(call, question, used, at)).collect();
+        // One whose repeat is not charged again is no call of its own, but an attempt.
+        let highest = self.calls.iter().map(|call| call.attempt).max().unwrap_or(0);
+        let attempts = highest.max(i32::try_from(self.calls.len()).unwrap_or(i32::MAX));
         let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         let answer = Answer {
             request_id: question.request_id.clone(),
@@ -108,7 +112,7 @@ impl Draft {
             usage_estimated: usage.estimated,
             cost_usd: cost.0,
             attempt: self.attempt,
-            attempts: i32::try_from(self.calls.len()).unwrap_or(i32::MAX),
+            attempts,
             age_ms: self.age,
             answered_with: None,
             retry_after_ms: self.retry_after.map(millis),

@@ -58,6 +58,9 @@ pub struct Journal {
     pub reported: usize,
     /// Calls that may be under way.
     pub open: Vec<OpenCall>,
+    /// The highest attempt that was let go, also of an owner that is gone: what it streamed must not be taken for a part of what
+    /// comes now.
+    pub last_attempt: i32,
     /// What the model said.
     pub reply: Option<StoredReply>,
     /// How far it is where the model may call tools.
@@ -209,9 +212,7 @@ impl Journal {
     /// The attempt that comes next: above every one before, whoever made it.
     #[must_use]
     pub fn next_attempt(&self) -> i32 {
-        let ended = self.calls.iter().map(|call| call.attempt);
-        let open = self.open.iter().map(|open| open.attempt);
-        ended.chain(open).max().unwrap_or(0).saturating_add(1)
+        self.last_attempt.saturating_add(1)
     }
 
     /// Whether somebody works, or was working, on it.

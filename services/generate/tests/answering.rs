@@ -207,6 +207,7 @@ async fn a_model_answers_without_the_documents_while_they_can_not_be_searched_an
     assert_eq!((answer.status, answer.provenance), (AnswerStatus::Complete, Provenance::Degraded));
     assert!(answer.citations.is_empty() && answer.reason.unwrap().contains("answered without the documents"));
     assert_eq!((answer.prompt_version.as_str(), usage.len()), ("unaided/v1", 1));
+    assert_eq!(usage[0].prompt_version, "unaided/v1");
     let body = provider.received().pop().unwrap().body;
     assert!(body["messages"][0]["content"].as_str().unwrap().contains("can not be searched"), "{body}");
     // An owner that takes it over says so, too.
