@@ -300,8 +300,10 @@ async fn the_open_transaction_of_another_makes_no_living_owner_look_dead() {
     // Long beside a transaction on a machine that is busy with other tests: a late sign of life is not what is tested.
     let new = NewJob { kind: "stuck".into(), heartbeat_timeout: 4 * HEARTBEAT_TIMEOUT, ..bench.job("long", 0) };
     let id = bench.jobs.submit(&new, None).await.unwrap().job.id;
-    let (_one, _two) = (bench.stuck_worker("one"), bench.stuck_worker("two"));
+    let _one = bench.stuck_worker("one");
     let owner = bench.until("it is taken", &id, |job| job.state == JobState::Running).await.owner;
+    // Not before: two that see it wait at the same time both take it, and the second one has it.
+    let _two = bench.stuck_worker("two");
     let producer: BaseProducer = rdkafka::ClientConfig::new()
         .set("bootstrap.servers", &bench.topics.brokers)
         .set("transactional.id", "hung")
