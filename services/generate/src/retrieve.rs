@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use weir_contracts::{DocumentId, TenantId};
+use weir_contracts::{DocumentId, TenantId, are_comparable};
 use weir_vectors::{Hit, Mode, Search, VectorError, VectorStore};
 
 /// What is looked for.
@@ -132,7 +132,7 @@ impl Store {
             return Ok(());
         }
         match self.vectors.model().await? {
-            Some(collection) if collection != self.model => {
+            Some(collection) if !are_comparable(&collection, &self.model) => {
                 Err(RetrieveError::OtherModel { collection, service: self.model.clone() })
             }
             Some(_) => {

@@ -7,6 +7,7 @@ mod headers;
 mod ids;
 mod lane;
 mod metric;
+mod model;
 mod names;
 mod record;
 mod records;
@@ -22,6 +23,7 @@ pub use ids::{
 };
 pub use lane::{Lane, lane_key, lane_of_key, murmur2};
 pub use metric::{MetricDef, MetricKind};
+pub use model::are_comparable;
 pub use record::{AnyRecord, CodecError, Raw, Record, SchemaDef};
 pub use records::{
     Action, Answer, AnswerStatus, AnswerToken, Block, BlockKind, Chunk, ChunkBatch, Citation, Document,

@@ -21,6 +21,35 @@ pub enum DeviceChoice {
     Cuda,
 }
 
+/// How exactly the model is computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// The fastest of those whose rankings are as good as those of `F32`: `Bf16` where the processor multiplies it, `F16`
+    /// on a GPU, else `F32`.
+    #[default]
+    Auto,
+    /// Single precision.
+    F32,
+    /// Products of numbers rounded to bf16, added up in single precision.
+    Bf16,
+    /// Half precision; on a GPU only.
+    F16,
+}
+
+impl Precision {
+    /// As ids of models have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
 /// Which embedding model to use and how. Section `[model]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -39,6 +68,9 @@ pub struct ModelConfig {
     pub threads: usize,
     /// `auto`, `cpu` or `cuda`.
     pub device: DeviceChoice,
+    /// `auto`, `f32`, `bf16` or `f16` (GPU only). It is part of the model's id in records; vectors of these may be mixed
+    /// in one collection.
+    pub precision: Precision,
     /// Tokens computed at once, at most (one text may exceed it). More is faster up to a point and takes more
     /// memory. On a GPU that runs out of memory it is halved until it fits.
     pub max_batch_tokens: usize,
@@ -54,6 +86,7 @@ impl Default for ModelConfig {
             hub: "https://huggingface.co".into(),
             threads: 0,
             device: DeviceChoice::Auto,
+            precision: Precision::Auto,
             max_batch_tokens: 16_384,
         }
     }

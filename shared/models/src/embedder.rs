@@ -11,7 +11,7 @@ use crate::batching::Batcher;
 use crate::bert::{self, Bert, Loaded};
 use crate::processor::Processor;
 use crate::workers::Workers;
-use crate::{ModelConfig, ModelError, ModelFiles, Tokenizer, gpu, hashing, metric};
+use crate::{ModelConfig, ModelError, ModelFiles, Precision, Tokenizer, gpu, hashing, metric};
 
 /// An embedding model, loaded. Calls block and may come from several threads; they share its threads.
 pub struct Embedder {
@@ -48,17 +48,17 @@ impl Embedder {
     pub fn load(config: &ModelConfig, files: &ModelFiles) -> Result<Self, ModelError> {
         let started = Instant::now();
         let tokenizer = Tokenizer::load(files)?;
-        let (model, dimension) = match files.dir() {
-            None => (Model::Hashing, hashing::DIMENSION),
-            Some(dir) => match bert::load(dir, config.device, files.max_tokens())? {
-                Loaded::Processor(encoder) => {
+        let (model, dimension, precision) = match files.dir() {
+            None => (Model::Hashing, hashing::DIMENSION, Precision::F32),
+            Some(dir) => match bert::load(dir, config.device, config.precision, files.max_tokens())? {
+                (Loaded::Processor(encoder), precision) => {
                     let dimension = encoder.dimension();
                     let processor = Processor { tokenizer: tokenizer.clone(), encoder };
                     let task = config.max_batch_tokens.min(TOKENS_PER_TASK);
                     let workers = Workers::start(processor, config.threads(), files.max_tokens(), task)?;
-                    (Model::Processor(workers), dimension)
+                    (Model::Processor(workers), dimension, precision)
                 }
-                Loaded::Gpu(bert) => {
+                (Loaded::Gpu(bert), precision) => {
                     let pool = rayon::ThreadPoolBuilder::new()
                         .num_threads(config.threads())
                         .thread_name(|thread| format!("embed-{thread}"))
@@ -66,11 +66,11 @@ impl Embedder {
                         .map_err(|error| ModelError::Compute(error.to_string()))?;
                     gpu::watch();
                     let dimension = bert.dimension();
-                    (Model::Gpu { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension)
+                    (Model::Gpu { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension, precision)
                 }
             },
         };
-        let model_id = files.model_id("f32");
+        let model_id = files.model_id(precision);
         info!(model = model_id, dimension, seconds = started.elapsed().as_secs_f64(), "model loaded");
         Ok(Self { tokenizer, model, model_id, dimension })
     }

@@ -79,6 +79,14 @@ pub enum ModelError {
         /// Why it can't be used.
         reason: String,
     },
+    /// The configured precision can't be computed where the model is.
+    #[error("precision {precision}: {reason}. Set model.precision to \"auto\" or \"f32\"")]
+    Precision {
+        /// The precision.
+        precision: &'static str,
+        /// Why it can't be used.
+        reason: &'static str,
+    },
     /// A text could not be tokenized.
     #[error("a text of {bytes} bytes could not be tokenized: {reason}")]
     Tokenize {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::manifest::{CONFIG, File, Manifest, TOKENIZER, WEIGHTS};
-use crate::{ModelError, TEST_MODEL};
+use crate::{ModelError, Precision, TEST_MODEL};
 
 /// A model that is there: made by [`crate::prepare`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +82,8 @@ impl ModelFiles {
 
     /// Id of the model in records, with the precision of its arithmetic: `name@revision/precision`.
     #[must_use]
-    pub fn model_id(&self, precision: &str) -> String {
-        format!("{}@{}/{precision}", self.name, self.revision)
+    pub fn model_id(&self, precision: Precision) -> String {
+        format!("{}@{}/{}", self.name, self.revision, precision.name())
     }
 }
 

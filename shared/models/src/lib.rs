@@ -43,7 +43,7 @@ mod wheel;
 #[cfg(feature = "embedder")]
 mod workers;
 
-pub use config::{DeviceChoice, ModelConfig, TEST_MODEL};
+pub use config::{DeviceChoice, ModelConfig, Precision, TEST_MODEL};
 #[cfg(feature = "embedder")]
 pub use embedder::Embedder;
 pub use error::ModelError;

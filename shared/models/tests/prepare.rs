@@ -4,12 +4,12 @@
 
 use std::fs;
 
-use weir_models::{ModelConfig, ModelError, Tokenizer, prepare};
+use weir_models::{ModelConfig, ModelError, Precision, Tokenizer, prepare};
 
 #[tokio::test]
 async fn the_test_model_needs_no_files() {
     let files = prepare(&ModelConfig::test()).await.unwrap();
-    assert_eq!(files.model_id("f32"), "test@1/f32");
+    assert_eq!(files.model_id(Precision::F32), "test@1/f32");
     assert_eq!(Tokenizer::load(&files).unwrap().count("a b c"), 3);
 }
 
@@ -49,6 +49,6 @@ async fn other_weights_in_a_configured_folder_get_a_revision_of_their_own() {
     let config = ModelConfig { dir: Some(dir.path().into()), ..ModelConfig::default() };
     let files = prepare(&config).await.unwrap();
     // SHA-256 of the two bytes "{}" begins with 44136fa3.
-    assert_eq!(files.model_id("f32"), "all-MiniLM-L6-v2@44136fa3/f32");
+    assert_eq!(files.model_id(Precision::F32), "all-MiniLM-L6-v2@44136fa3/f32");
     assert_eq!(files.max_tokens(), 99);
 }

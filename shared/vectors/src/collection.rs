@@ -10,6 +10,8 @@ use qdrant_client::qdrant::{
     VectorParamsMap, VectorsConfig, vectors_config,
 };
 
+use weir_contracts::are_comparable;
+
 use crate::payload::field;
 use crate::{QdrantConfig, VectorError, VectorStore};
 
@@ -27,6 +29,13 @@ const TENANT_LINKS: u64 = 16;
 pub(crate) struct Made {
     pub dimension: u64,
     pub model: String,
+}
+
+impl Made {
+    /// Whether vectors of the one may be written and searched among those of the other.
+    fn takes(&self, other: &Self) -> bool {
+        self.dimension == other.dimension && are_comparable(&self.model, &other.model)
+    }
 }
 
 impl std::fmt::Display for Made {
@@ -52,7 +61,7 @@ impl VectorStore {
             *ensured = Some(self.find_or_make(&wanted).await?);
         }
         match ensured.as_ref() {
-            Some(found) if *found != wanted => Err(self.mismatch(found, &wanted)),
+            Some(found) if !found.takes(&wanted) => Err(self.mismatch(found, &wanted)),
             _ => Ok(()),
         }
     }
@@ -85,7 +94,7 @@ impl VectorStore {
                     // Another instance was first: look at what it made.
                     Err(VectorError::Refused { .. }) => {
                         let found = self.read(self.info().await?)?;
-                        if found != *wanted {
+                        if !found.takes(wanted) {
                             return Err(self.mismatch(&found, wanted));
                         }
                     }

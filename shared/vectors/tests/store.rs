@@ -281,6 +281,18 @@ async fn a_collection_of_other_vectors_is_not_used() {
     assert_eq!(other.model().await.unwrap().as_deref(), Some(MODEL));
 }
 
+/// A fleet may have processors with and without bf16.
+#[tokio::test]
+async fn a_collection_takes_vectors_of_the_same_model_in_another_floating_precision() {
+    let server = Server::start();
+    ready(&server).await;
+    let other = server.store();
+    other.ensure_collection(3, "test@1/bf16").await.unwrap();
+    assert_eq!(other.model().await.unwrap().as_deref(), Some(MODEL));
+    let error = other.ensure_collection(3, "test@1/int8").await.unwrap_err();
+    assert!(matches!(error, VectorError::Mismatch { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn a_server_that_is_away_is_unavailable_and_its_return_is_noticed() {
     let away = QdrantConfig { url: "http://127.0.0.1:1".into(), ..QdrantConfig::default() };

@@ -19,7 +19,7 @@ use pulp::Arch;
 
 use crate::batching::{Backend, BackendError};
 use crate::manifest::WEIGHTS;
-use crate::{DeviceChoice, ModelError};
+use crate::{DeviceChoice, ModelError, Precision};
 pub(crate) use encoder::{Encoder, Workspace};
 use ops::{AddNorm, SelfAttention};
 pub(crate) use steps::{Step, Steps};
@@ -31,8 +31,19 @@ pub(crate) enum Loaded {
     Gpu(Bert),
 }
 
-/// Loads a model from its folder.
-pub(crate) fn load(dir: &Path, device: DeviceChoice, max_tokens: usize) -> Result<Loaded, ModelError> {
+/// Loads a model from its folder, and says in which precision it computes.
+pub(crate) fn load(
+    dir: &Path,
+    device: DeviceChoice,
+    precision: Precision,
+    max_tokens: usize,
+) -> Result<(Loaded, Precision), ModelError> {
+    let computed = match precision {
+        Precision::Auto | Precision::F32 => Precision::F32,
+        Precision::Bf16 | Precision::F16 => {
+            return Err(ModelError::Precision { precision: precision.name(), reason: "this build does not have it" });
+        }
+    };
     let shape = Shape::read(dir, max_tokens)?;
     let path = dir.join(WEIGHTS);
     let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
@@ -41,7 +52,7 @@ pub(crate) fn load(dir: &Path, device: DeviceChoice, max_tokens: usize) -> Resul
     } else {
         Bert::assemble(shape, &weights).map(Loaded::Gpu)
     };
-    loaded.map_err(|error| ModelError::invalid(&path, error))
+    Ok((loaded.map_err(|error| ModelError::invalid(&path, error))?, computed))
 }
 
 /// A BERT model that gives the mean of its last layer, scaled to unit length, by candle's own operations.
