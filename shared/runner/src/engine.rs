@@ -100,10 +100,18 @@ impl Engine {
             progressed |= self.serve_stops()?;
             self.report();
             if !progressed {
-                std::thread::park_timeout(self.sleep());
+                self.rest();
             }
         }
         self.drain()
+    }
+
+    /// Sleeps until something happens or is due.
+    fn rest(&self) {
+        // What gets done meanwhile has time until the commit for which the loop wakes up anyway.
+        self.status.set_alarm(self.mode != Mode::Batches && self.has_due());
+        std::thread::park_timeout(self.sleep());
+        self.status.set_alarm(false);
     }
 
     /// Serves librdkafka's events and answers rebalances.
@@ -302,7 +310,7 @@ impl Engine {
             progressed = true;
         }
         let full = self.mode == Mode::Batches && self.ready_batches >= READY_BATCHES;
-        if self.last_commit.elapsed() >= self.commit_interval() || full {
+        if self.last_commit.elapsed() >= self.commit_interval() || full || self.is_last() {
             self.commit()?;
             progressed = true;
         }
@@ -318,6 +326,11 @@ impl Engine {
     fn has_logged(&self) -> bool {
         let stores = self.state.as_ref().filter(|_| self.mode != Mode::Batches);
         stores.is_some_and(|(stores, _)| stores.has_logged())
+    }
+
+    /// Whether nothing is at work with which what is finished would share its transaction.
+    fn is_last(&self) -> bool {
+        self.mode != Mode::Batches && self.processing == 0
     }
 
     /// Between the beginnings of two transactions, at least. Records that complete one by one share them.

@@ -21,7 +21,7 @@ use crate::reader::copy_headers;
 /// Most messages taken from a lane before the others get their turn.
 const TURN: usize = 512;
 /// Records of one key that a processor is given at once, at most.
-const RUN: usize = 16;
+const RUN: usize = 64;
 
 /// One lane: its part of the input, and its part of the topic through which records return.
 pub(crate) struct OwnedLane {
@@ -341,7 +341,7 @@ impl Intake {
     fn start(&mut self, order: Order, now: i64) -> Option<Vec<RawRecord>> {
         let run = match self.free_keys.pop_front() {
             Some(key) => self.keys.get_mut(&key)?.start(),
-            None => vec![self.start_waiting(order, now)?],
+            None => self.start_waiting(order, now)?,
         };
         let bytes: usize = run.iter().map(RawRecord::size).sum();
         self.buffered_bytes = self.buffered_bytes.saturating_sub(bytes);
@@ -349,21 +349,31 @@ impl Intake {
         Some(run)
     }
 
-    fn start_waiting(&mut self, order: Order, now: i64) -> Option<RawRecord> {
-        let progress = self.progress.as_mut()?;
+    /// The first record in the buffer that may run, with those right behind it that have its key: they wait for it anyway.
+    fn start_waiting(&mut self, order: Order, now: i64) -> Option<Vec<RawRecord>> {
         loop {
-            let next = self.buffer.front().filter(|raw| raw.is_due(now) && progress.may_begin(raw.at.offset))?;
-            progress.begin(next.at.offset);
-            let raw = self.buffer.pop_front()?;
-            let Some(key) = raw.key.as_ref().filter(|_| order == Order::ByKey) else { return Some(raw) };
-            match self.keys.get_mut(key) {
-                Some(of_key) => of_key.waiting.push_back(raw),
-                None => {
-                    self.keys.insert(key.clone(), OfKey { running: 1, waiting: VecDeque::new() });
-                    return Some(raw);
-                }
+            let raw = self.next_due(now)?;
+            let Some(key) = raw.key.clone().filter(|_| order == Order::ByKey) else { return Some(vec![raw]) };
+            if let Some(of_key) = self.keys.get_mut(&key) {
+                of_key.waiting.push_back(raw);
+                continue;
             }
+            let mut run = vec![raw];
+            while run.len() < RUN && self.buffer.front().is_some_and(|raw| raw.key.as_ref() == Some(&key)) {
+                let Some(raw) = self.next_due(now) else { break };
+                run.push(raw);
+            }
+            self.keys.insert(key, OfKey { running: run.len(), waiting: VecDeque::new() });
+            return Some(run);
         }
+    }
+
+    /// Takes the first record of the buffer if work on it may begin.
+    fn next_due(&mut self, now: i64) -> Option<RawRecord> {
+        let progress = self.progress.as_mut()?;
+        let next = self.buffer.front().filter(|raw| raw.is_due(now) && progress.may_begin(raw.at.offset))?;
+        progress.begin(next.at.offset);
+        self.buffer.pop_front()
     }
 
     /// A record is done; when it was the last of its key that ran, the next ones may.

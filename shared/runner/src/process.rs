@@ -184,12 +184,16 @@ impl From<StageError> for Wait {
 impl<S: Work> Processor<S> {
     /// Processes batches until the loop goes away.
     pub(crate) async fn run(mut self, batches: Arc<Batches>, done: mpsc::Sender<Processed>, wake: Thread) {
+        let status = Arc::clone(&self.status);
         let hand_over = |mut processed: Processed| {
+            let has_time = matches!(processed, Processed::Done(..));
             let goes_on = !matches!(processed, Processed::Failed(_));
             let turn = if let Processed::Done(_, turn) = &mut processed { turn.take() } else { None };
             let heard = done.send(processed).is_ok();
             drop(turn);
-            wake.unpark();
+            if !(has_time && status.wakes_in_time()) {
+                wake.unpark();
+            }
             goes_on && heard
         };
         while let Some(batch) = batches.next().await {

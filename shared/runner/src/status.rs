@@ -59,6 +59,8 @@ pub struct StageStatus {
     /// When the loop last went round; none before it begins.
     turned: Mutex<Option<Instant>>,
     joined: AtomicBool,
+    /// Whether the loop sleeps until the next commit.
+    alarm: AtomicBool,
     unavailable: Mutex<Option<PauseReason>>,
     /// Processors that wait for a dependency.
     waiting: AtomicUsize,
@@ -92,6 +94,16 @@ impl StageStatus {
     /// How long ago the loop last went round; zero before it begins.
     pub(crate) fn stands_still_for(&self) -> Duration {
         lock(&self.turned).map_or(Duration::ZERO, |turned| turned.elapsed())
+    }
+
+    /// The loop sleeps until the next commit, or does not any more.
+    pub(crate) fn set_alarm(&self, set: bool) {
+        self.alarm.store(set, Ordering::Release);
+    }
+
+    /// Whether the loop wakes up in time for the commit of what is done now, with nobody waking it.
+    pub(crate) fn wakes_in_time(&self) -> bool {
+        self.alarm.load(Ordering::Acquire)
     }
 
     pub(crate) fn joined(&self, joined: bool) {
