@@ -27,7 +27,7 @@ enum Model {
     /// BERT on the processor.
     Processor(Workers<Processor>),
     /// BERT on a GPU; the threads of the pool make its tokens.
-    Gpu { batcher: Batcher<Bert>, pool: ThreadPool },
+    Gpu { batcher: Box<Batcher<Bert>>, pool: ThreadPool },
 }
 
 impl Model {
@@ -37,7 +37,7 @@ impl Model {
             .thread_name(|thread| format!("embed-{thread}"))
             .build()
             .map_err(|error| ModelError::Compute(error.to_string()))?;
-        Ok(Self::Gpu { batcher: Batcher::new(bert, config.max_batch_tokens), pool })
+        Ok(Self::Gpu { batcher: Box::new(Batcher::new(bert, config.max_batch_tokens)), pool })
     }
 }
 
