@@ -12,5 +12,10 @@ folder=$profile
 if [[ ! -x $CARGO_TARGET_DIR/$folder/weir-benches ]]; then
     echo "First build with profile $profile: all dependencies are compiled again, fully optimised. This takes a while."
 fi
-cargo build --workspace --bins --profile "$profile"
+features=()
+# With a GPU and what compiles for it, the embedder is measured there, too.
+if [[ " $* " == *" embed "* ]] && command -v nvcc >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then
+    features=(--features weir-benches/cuda)
+fi
+cargo build --workspace --bins --profile "$profile" ${features[@]+"${features[@]}"}
 exec "$CARGO_TARGET_DIR/$folder/weir-benches" "$@"

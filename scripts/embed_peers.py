@@ -7,7 +7,8 @@ at a time, so that Weir and its peers take turns.
 TEXTS has one JSON object a line: {"set": NAME, "text": TEXT}. FOLDER is for what is exported and computed. Requests come
 line by line on stdin as JSON, each is answered by one line on stdout:
 
-    {"do": "list"}                                            {"peers": [{"name": ..., "precision": ...}], "versions": ...}
+    {"do": "list"}                                            {"peers": [{"name": ..., "precision": ...}], "on_gpu": PEER,
+                                                              "versions": ...}
     {"do": "tune", "peer": NAME, "set": SET, "threads": N}    {"batch": SIZE, "computed_in": PRECISION}: what is
                                                               fastest on a part of the set
     {"do": "run", "peer": NAME, "set": SET, "threads": N}     {"seconds": S}: all texts of the set to vectors
@@ -40,6 +41,8 @@ from sentence_transformers import SentenceTransformer
 MODEL, TEXTS, FOLDER = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 LONGEST = 256
 BATCHES = [8, 16, 32, 64]
+BATCHES_ON_GPU = [32, 64, 128, 256, 512]
+ON_GPU = "torch f16 on the GPU"
 # Seconds of a trial after which no other batch size is tried.
 PATIENCE = 4
 
@@ -56,16 +59,16 @@ def layers():
 class Torch:
     """sentence-transformers as its users call it."""
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, device: str = "cpu"):
         transformer, pooling, normalize = layers()
         bert = transformer(str(MODEL), max_seq_length=LONGEST)
-        self.model = SentenceTransformer(modules=[bert, pooling(384, pooling_mode="mean"), normalize()], device="cpu")
+        self.model = SentenceTransformer(modules=[bert, pooling(384, pooling_mode="mean"), normalize()], device=device)
         self.model.to(dtype)
 
     def embed(self, texts: list[str], batch: int, threads: int) -> np.ndarray:
         torch.set_num_threads(threads)
         vectors = self.model.encode(texts, batch_size=batch, convert_to_tensor=True, show_progress_bar=False)
-        return vectors.float().numpy()
+        return vectors.float().cpu().numpy()
 
 
 class Graph:
@@ -176,6 +179,8 @@ def peers() -> dict:
         "onnxruntime f32": ("f32", lambda: Onnx(graph)),
         "onnxruntime int8": ("int8", lambda: Onnx(quantized)),
     }
+    if torch.cuda.is_available():
+        found[ON_GPU] = ("f16", lambda: Torch(torch.float16, "cuda"))
     return {name: (precision, make()) for name, (precision, make) in found.items()}
 
 
@@ -201,18 +206,19 @@ class Peers:
         }
 
     def list(self) -> dict:
-        names = [{"name": name, "precision": precision} for name, (precision, _) in self.peers.items()]
-        return {"peers": names, "versions": self.versions()}
+        names = {name: {"name": name, "precision": precision} for name, (precision, _) in self.peers.items()}
+        return {"on_gpu": names.pop(ON_GPU, None), "peers": list(names.values()), "versions": self.versions()}
 
     def tune(self, peer: str, set: str, threads: int) -> dict:
         model = self.peers[peer][1]
+        batches = BATCHES_ON_GPU if peer == ON_GPU else BATCHES
         if (peer, set) not in self.batches:
             # Texts of the lengths that are in the middle: as many as the largest batch has.
             texts = sorted(self.sets[set], key=len)
-            texts = texts[len(texts) // 3 :][: BATCHES[-1]]
-            model.embed(texts[: BATCHES[0]], BATCHES[0], threads)
-            best = (float("inf"), BATCHES[0])
-            for batch in BATCHES:
+            texts = texts[len(texts) // 3 :][: batches[-1]]
+            model.embed(texts[: batches[0]], batches[0], threads)
+            best = (float("inf"), batches[0])
+            for batch in batches:
                 started = time.perf_counter()
                 model.embed(texts, batch, threads)
                 seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 //! run. Also: how near that is to what the processor can do, where the time goes, and how long one question takes while
 //! bulk is embedded.
 
+mod gpu;
 mod peers;
 mod stock;
 mod texts;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value, json};
 use weir_models::{DeviceChoice, Embedder, ModelConfig, ModelError};
 
 use crate::{at_least, at_most, median, percentile};
+use gpu::Gpu;
 use peers::Peers;
 use stock::Stock;
 use texts::{MIXED, Set};
@@ -49,7 +51,9 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
         let one = Embedder::load(&ModelConfig { threads: 1, ..config.clone() }, &files)?;
         let stock = Stock::load(&dir, all.tokenizer().max_tokens())?;
         let sets = texts::sets(&all, &corpus)?;
-        let peers = with_peers.then(|| Peers::start(&dir, &sets)).transpose();
+        let gpu = Gpu::load(&config, &files, |embedder| texts::all(embedder, &corpus))?;
+        let on_gpu = gpu.iter().map(|gpu| &gpu.set);
+        let peers = with_peers.then(|| Peers::start(&dir, sets.iter().chain(on_gpu))).transpose();
         let peers = peers.unwrap_or_else(|error| {
             println!("  without peers: {error}");
             None
@@ -59,7 +63,7 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
         }
         measure(
             &config,
-            Measured { all, one, stock, peers, far_behind: HashSet::new() },
+            Measured { all, one, stock, gpu, peers, far_behind: HashSet::new() },
             &sets,
             &Work::read(&dir)?,
             rounds,
@@ -80,6 +84,8 @@ struct Measured {
     /// Weir with one.
     one: Embedder,
     stock: Stock,
+    /// Weir on a GPU.
+    gpu: Option<Gpu>,
     peers: Option<Peers>,
     /// Peers that are not worth the time.
     far_behind: HashSet<String>,
@@ -112,6 +118,9 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
             of_count.insert(set.name.clone(), Value::Object(of_set));
         }
         figures.insert(name.into(), Value::Object(of_count));
+    }
+    if let Some(gpu) = &measured.gpu {
+        figures.insert("gpu".into(), gpu.measure(measured.peers.as_mut(), mixed, rounds, threads)?);
     }
     if let Some(peers) = &mut measured.peers {
         figures.insert("accuracy".into(), accuracy(&measured.all, peers, mixed)?);

@@ -17,8 +17,10 @@ pub struct Peers {
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
     folder: tempfile::TempDir,
-    /// Those there are.
+    /// Those there are on the processor.
     pub peers: Vec<Peer>,
+    /// The one on the GPU, if there is a GPU.
+    pub on_gpu: Option<Peer>,
     /// Version of each package.
     pub versions: Value,
 }
@@ -27,19 +29,18 @@ pub struct Peers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub name: String,
-    /// What it computes in: `f32`, `bf16` or `int8`.
+    /// What it computes in: `f32`, `bf16`, `f16` or `int8`.
     pub precision: String,
 }
 
 impl Peers {
     /// Sets the environment up if it is not there, and starts the peers on these texts.
-    pub fn start(model: &Path, sets: &[Set]) -> Result<Self> {
+    pub fn start<'a>(model: &Path, sets: impl Iterator<Item = &'a Set>) -> Result<Self> {
         let set_up = Command::new("scripts/embed_peers.sh").stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
         ensure!(set_up.status.success(), "scripts/embed_peers.sh failed, see above");
         let folder = tempfile::tempdir()?;
         let texts = folder.path().join("texts.jsonl");
         let lines = sets
-            .iter()
             .flat_map(|set| set.texts.iter().map(|text| json!({ "set": set.name, "text": text }).to_string() + "\n"));
         fs::write(&texts, lines.collect::<String>())?;
         let mut process = Command::new(String::from_utf8(set_up.stdout)?.trim())
@@ -55,12 +56,13 @@ impl Peers {
             return Err(eyre!("the peers have no pipes"));
         };
         let answers = BufReader::new(answers);
-        let mut peers = Self { process, requests, answers, folder, peers: Vec::new(), versions: Value::Null };
+        let (peers, versions) = (Vec::new(), Value::Null);
+        let mut peers = Self { process, requests, answers, folder, peers, on_gpu: None, versions };
         let list = peers.ask(&json!({ "do": "list" }))?;
         let text = |peer: &Value, field: &str| peer.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let found = list.get("peers").and_then(Value::as_array).cloned().unwrap_or_default();
-        peers.peers =
-            found.iter().map(|peer| Peer { name: text(peer, "name"), precision: text(peer, "precision") }).collect();
+        let peer = |peer: &Value| Peer { name: text(peer, "name"), precision: text(peer, "precision") };
+        peers.peers = list.get("peers").and_then(Value::as_array).into_iter().flatten().map(peer).collect();
+        peers.on_gpu = list.get("on_gpu").filter(|found| !found.is_null()).map(peer);
         peers.versions = list.get("versions").cloned().unwrap_or_default();
         Ok(peers)
     }

@@ -49,8 +49,13 @@ pub fn sets(embedder: &Embedder, corpus: &Path) -> Result<Vec<Set>> {
         ensure!(!set.texts.is_empty(), "the corpus has no text of {length} tokens");
         sets.push(set);
     }
-    sets.push(Set::new(MIXED, embedder, windows(embedder, &corpus))?);
+    sets.push(Set::new(MIXED, embedder, windows(embedder, &corpus, MIXED_TOKENS))?);
     Ok(sets)
+}
+
+/// All texts of the corpus, for devices that embed the others in no time.
+pub fn all(embedder: &Embedder, corpus: &Path) -> Result<Set> {
+    Set::new("all", embedder, windows(embedder, &texts(corpus)?, usize::MAX))
 }
 
 /// The texts of a corpus, one JSON object a line.
@@ -76,8 +81,8 @@ fn of_length(embedder: &Embedder, texts: &[String], length: usize) -> Vec<String
     texts.iter().filter_map(cut).take(TOKENS / length).collect()
 }
 
-/// The corpus cut into pieces that fit the model: full ones and what is left of each document.
-fn windows(embedder: &Embedder, texts: &[String]) -> Vec<String> {
+/// The corpus, about so many tokens of it, cut into pieces that fit the model: full ones and what is left of each document.
+fn windows(embedder: &Embedder, texts: &[String], most: usize) -> Vec<String> {
     let tokenizer = embedder.tokenizer();
     let mut total = 0;
     let mut pieces = Vec::new();
@@ -89,7 +94,7 @@ fn windows(embedder: &Embedder, texts: &[String]) -> Vec<String> {
             total += window.len();
             pieces.push(piece.to_owned());
         }
-        if total >= MIXED_TOKENS {
+        if total >= most {
             break;
         }
     }

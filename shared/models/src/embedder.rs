@@ -7,7 +7,7 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use tracing::info;
 
-use crate::batching::Batcher;
+use crate::batching::{Batcher, Texts};
 use crate::bert::{self, Bert, Loaded};
 use crate::processor::Processor;
 use crate::workers::Workers;
@@ -27,12 +27,45 @@ enum Model {
     /// BERT on the processor.
     Processor(Workers<Processor>),
     /// BERT on a GPU; the threads of the pool make its tokens.
-    Gpu { batcher: Batcher<Bert>, pool: ThreadPool },
+    Gpu { batcher: Box<Batcher<Bert>>, pool: ThreadPool },
+}
+
+impl Model {
+    fn gpu(bert: Bert, config: &ModelConfig) -> Result<Self, ModelError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads())
+            .thread_name(|thread| format!("embed-{thread}"))
+            .build()
+            .map_err(|error| ModelError::Compute(error.to_string()))?;
+        Ok(Self::Gpu { batcher: Box::new(Batcher::new(bert, config.max_batch_tokens)), pool })
+    }
 }
 
 /// Tokens that a thread computes at once, roughly: enough to make the products efficient, few enough that the threads
 /// are done at about the same time.
 const TOKENS_PER_TASK: usize = 256;
+
+/// Texts whose tokens are made by the threads of a pool.
+struct OnPool<'a> {
+    texts: &'a [&'a str],
+    tokenizer: &'a Tokenizer,
+    pool: &'a ThreadPool,
+}
+
+/// Bytes of a token, roughly.
+const BYTES_PER_TOKEN: usize = 4;
+
+impl Texts for OnPool<'_> {
+    fn lengths(&self) -> Vec<usize> {
+        let most = self.tokenizer.max_tokens();
+        self.texts.iter().map(|text| (text.len() / BYTES_PER_TOKEN + 1).min(most)).collect()
+    }
+
+    fn tokens(&self, places: &[usize]) -> Result<Vec<Vec<u32>>, ModelError> {
+        let texts: Vec<&str> = places.iter().filter_map(|place| self.texts.get(*place).copied()).collect();
+        self.pool.install(|| texts.par_iter().map(|text| self.tokenizer.encode(text)).collect())
+    }
+}
 
 impl fmt::Debug for Embedder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,14 +92,9 @@ impl Embedder {
                     (Model::Processor(workers), dimension, precision)
                 }
                 (Loaded::Gpu(bert), precision) => {
-                    let pool = rayon::ThreadPoolBuilder::new()
-                        .num_threads(config.threads())
-                        .thread_name(|thread| format!("embed-{thread}"))
-                        .build()
-                        .map_err(|error| ModelError::Compute(error.to_string()))?;
                     gpu::watch();
                     let dimension = bert.dimension();
-                    (Model::Gpu { batcher: Batcher::new(bert, config.max_batch_tokens), pool }, dimension, precision)
+                    (Model::gpu(bert, config)?, dimension, precision)
                 }
             },
         };
@@ -91,12 +119,7 @@ impl Embedder {
                 (vectors, texts.iter().map(|text| text.split_ascii_whitespace().count()).sum())
             }
             Model::Processor(workers) => workers.run(texts)?,
-            Model::Gpu { batcher, pool } => pool.install(|| {
-                let sequences: Vec<Vec<u32>> =
-                    texts.par_iter().map(|text| self.tokenizer.encode(text)).collect::<Result<_, _>>()?;
-                let tokens: usize = sequences.iter().map(Vec::len).sum();
-                Ok::<_, ModelError>((batcher.run(&sequences)?, tokens))
-            })?,
+            Model::Gpu { batcher, pool } => batcher.run(&OnPool { texts, tokenizer: &self.tokenizer, pool })?,
         };
         metrics::histogram!(metric::EMBED_SECONDS).record(started.elapsed().as_secs_f64());
         metrics::counter!(metric::EMBEDDED_TOKENS).increment(tokens as u64);
@@ -131,5 +154,59 @@ impl Embedder {
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::DeviceChoice;
+
+    #[derive(Deserialize)]
+    struct Reference {
+        texts: Vec<Text>,
+    }
+
+    #[derive(Deserialize)]
+    struct Text {
+        text: String,
+        vector: Vec<f32>,
+    }
+
+    fn cosine(a: &[f32], b: &[f32]) -> f32 {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    }
+
+    /// What a GPU is given, on the processor: candle computes the same on both.
+    #[tokio::test]
+    async fn half_precision_and_small_batches_give_the_reference_vectors() {
+        let reference: Reference = serde_json::from_str(include_str!("../tests/reference_vectors.json")).unwrap();
+        let config = ModelConfig { device: DeviceChoice::Cpu, max_batch_tokens: 300, ..ModelConfig::default() };
+        let files = match crate::prepare(&config).await {
+            Err(error @ ModelError::Unobtainable { .. }) => return println!("skipped: {error}"),
+            files => files.unwrap(),
+        };
+        let texts: Vec<&str> = reference.texts.iter().map(|text| text.text.as_str()).collect();
+        for (precision, name, least) in
+            [(Precision::F32, "f32", 0.999_999), (Precision::Auto, "f16", 0.9998), (Precision::Bf16, "bf16", 0.999)]
+        {
+            let (bert, precision) = bert::load_by_candle(files.dir().unwrap(), precision, files.max_tokens()).unwrap();
+            let embedder = Embedder {
+                tokenizer: Tokenizer::load(&files).unwrap(),
+                dimension: bert.dimension(),
+                model: Model::gpu(bert, &config).unwrap(),
+                model_id: files.model_id(precision),
+            };
+            assert_eq!(embedder.model_id(), format!("all-MiniLM-L6-v2@c9745ed1/{name}"));
+            let vectors = embedder.embed(&texts).unwrap();
+            let nearest = vectors.iter().zip(&reference.texts).map(|(ours, text)| cosine(ours, &text.vector));
+            let least_found = nearest.fold(f32::MAX, f32::min);
+            println!("{name}: cosine of {least_found:.6} at least");
+            assert!(least_found >= least, "{name} has a cosine of {least_found}");
+        }
     }
 }

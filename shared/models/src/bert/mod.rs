@@ -3,8 +3,11 @@
 
 mod aligned;
 mod attention;
+mod device;
+mod download;
 mod encoder;
 mod kernels;
+mod layout;
 mod ops;
 mod product;
 mod simd;
@@ -14,14 +17,13 @@ mod weights;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use pulp::Arch;
 
-use crate::batching::{Backend, BackendError};
 use crate::manifest::WEIGHTS;
 use crate::{DeviceChoice, ModelError, Precision};
+pub(crate) use device::Bert;
 pub(crate) use encoder::{Encoder, Workspace};
-use ops::{AddNorm, SelfAttention};
 pub(crate) use steps::{Step, Steps};
 use weights::{Shape, Weights};
 
@@ -38,110 +40,32 @@ pub(crate) fn load(
     precision: Precision,
     max_tokens: usize,
 ) -> Result<(Loaded, Precision), ModelError> {
+    let shape = Shape::read(dir, max_tokens)?;
+    let path = dir.join(WEIGHTS);
+    let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
+    if !weights.device.is_cpu() {
+        return Bert::load(shape, &weights, &path, precision).map(|(bert, precision)| (Loaded::Gpu(bert), precision));
+    }
     let computed = match precision {
         Precision::Auto | Precision::F32 => Precision::F32,
         Precision::Bf16 | Precision::F16 => {
             return Err(ModelError::Precision { precision: precision.name(), reason: "this build does not have it" });
         }
     };
-    let shape = Shape::read(dir, max_tokens)?;
+    let encoder = Encoder::assemble(Arch::new(), shape, &weights).map_err(|error| ModelError::invalid(&path, error))?;
+    Ok((Loaded::Processor(encoder), computed))
+}
+
+/// The model as a GPU computes it, on the processor.
+#[cfg(test)]
+pub(crate) fn load_by_candle(
+    dir: &Path,
+    precision: Precision,
+    max_tokens: usize,
+) -> Result<(Bert, Precision), ModelError> {
     let path = dir.join(WEIGHTS);
-    let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
-    let loaded = if weights.device.is_cpu() {
-        Encoder::assemble(Arch::new(), shape, &weights).map(Loaded::Processor)
-    } else {
-        Bert::assemble(shape, &weights).map(Loaded::Gpu)
-    };
-    Ok((loaded.map_err(|error| ModelError::invalid(&path, error))?, computed))
-}
-
-/// A BERT model that gives the mean of its last layer, scaled to unit length, by candle's own operations.
-pub(crate) struct Bert {
-    shape: Shape,
-    device: Device,
-    words: Tensor,
-    /// Embeddings of positions and of the only token type in use, added up.
-    positions: Tensor,
-    norm: AddNorm,
-    layers: Vec<Layer>,
-}
-
-/// Weights are transposed: a product is rows times weights.
-struct Layer {
-    qkv: Tensor,
-    qkv_bias: Tensor,
-    attended: Tensor,
-    attended_norm: AddNorm,
-    inner: Tensor,
-    inner_bias: Tensor,
-    outer: Tensor,
-    outer_norm: AddNorm,
-}
-
-impl Bert {
-    fn assemble(shape: Shape, weights: &Weights) -> candle_core::Result<Self> {
-        let epsilon = shape.layer_norm_eps;
-        let words = weights.get("embeddings.word_embeddings.weight")?;
-        let positions = weights.positions()?;
-        let nothing = Tensor::zeros(shape.hidden_size, DType::F32, &weights.device)?;
-        let norm = norm(weights, &nothing, "embeddings.LayerNorm", epsilon)?;
-        let layers = (0..shape.num_hidden_layers)
-            .map(|layer| Layer::assemble(weights, &format!("encoder.layer.{layer}"), epsilon))
-            .collect::<candle_core::Result<_>>()?;
-        Ok(Self { shape, device: weights.device.clone(), words, positions, norm, layers })
-    }
-
-    /// Components of its vectors.
-    pub fn dimension(&self) -> usize {
-        self.shape.hidden_size
-    }
-
-    fn compute(&self, sequences: &[&[u32]]) -> candle_core::Result<Vec<Vec<f32>>> {
-        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.len()).collect();
-        let places: Vec<u32> = sequences.iter().flat_map(|sequence| (0u32..).zip(*sequence).map(|(i, _)| i)).collect();
-        let ids = Tensor::new(sequences.concat(), &self.device)?;
-        let places = Tensor::new(places, &self.device)?;
-        let attention = SelfAttention {
-            lengths: &lengths,
-            heads: self.shape.num_attention_heads,
-            head_width: self.shape.head_width(),
-        };
-        let words = self.words.index_select(&ids, 0)?;
-        let mut rows = self.norm.apply(&words, &self.positions.index_select(&places, 0)?)?;
-        for layer in &self.layers {
-            rows = layer.compute(&rows, &attention)?;
-        }
-        ops::mean_unit(&rows, &lengths)
-    }
-}
-
-impl Layer {
-    fn assemble(weights: &Weights, at: &str, epsilon: f64) -> candle_core::Result<Self> {
-        let get = |name: &str| weights.get(&format!("{at}.{name}"));
-        let transposed = |name: &str| get(name)?.t()?.contiguous();
-        let norm = |bias: &str, at_norm: &str| norm(weights, &get(bias)?, &format!("{at}.{at_norm}"), epsilon);
-        Ok(Self {
-            qkv: weights.of_attention(at, "weight")?.t()?.contiguous()?,
-            qkv_bias: weights.of_attention(at, "bias")?,
-            attended: transposed("attention.output.dense.weight")?,
-            attended_norm: norm("attention.output.dense.bias", "attention.output.LayerNorm")?,
-            inner: transposed("intermediate.dense.weight")?,
-            inner_bias: get("intermediate.dense.bias")?,
-            outer: transposed("output.dense.weight")?,
-            outer_norm: norm("output.dense.bias", "output.LayerNorm")?,
-        })
-    }
-
-    fn compute(&self, rows: &Tensor, attention: &SelfAttention<'_>) -> candle_core::Result<Tensor> {
-        let attended = attention.apply(&rows.matmul(&self.qkv)?, &self.qkv_bias)?;
-        let rows = self.attended_norm.apply(&attended.matmul(&self.attended)?, rows)?;
-        let inner = ops::bias_gelu(&rows.matmul(&self.inner)?, &self.inner_bias)?;
-        self.outer_norm.apply(&inner.matmul(&self.outer)?, &rows)
-    }
-}
-
-fn norm(weights: &Weights, bias: &Tensor, at: &str, epsilon: f64) -> candle_core::Result<AddNorm> {
-    AddNorm::new(bias, &weights.get(&format!("{at}.weight"))?, &weights.get(&format!("{at}.bias"))?, epsilon)
+    let weights = Weights::read(&path, &Device::Cpu).map_err(|error| ModelError::invalid(&path, error))?;
+    Bert::load(Shape::read(dir, max_tokens)?, &weights, &path, precision)
 }
 
 /// The device that was asked for.
@@ -155,7 +79,8 @@ fn open(choice: DeviceChoice) -> Result<Device, ModelError> {
 
 #[cfg(feature = "cuda")]
 fn first_gpu() -> Result<Device, String> {
-    Device::new_cuda(0).map_err(|error| error.to_string())
+    // One stream for all threads: each of a thread's own would have its own order, and the weights are of another thread.
+    Device::new_cuda_with_stream(0).map_err(|error| error.to_string())
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -163,27 +88,12 @@ fn first_gpu() -> Result<Device, String> {
     Err("this build does not support it; build with --features cuda".into())
 }
 
-impl Backend for Bert {
-    fn forward(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, BackendError> {
-        self.compute(sequences).map_err(|error| classify(&error))
-    }
-}
-
-/// CUDA and its libraries say it in words only.
-fn classify(error: &candle_core::Error) -> BackendError {
-    let said = error.to_string();
-    let lower = said.to_lowercase();
-    if ["out of memory", "out_of_memory", "alloc_failed"].iter().any(|words| lower.contains(words)) {
-        BackendError::OutOfMemory
-    } else {
-        BackendError::Failed(said)
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::HashMap;
+
+    use candle_core::{DType, Tensor};
 
     use super::*;
 
@@ -243,8 +153,7 @@ mod tests {
         let lengths = [40, 17, 17, 17, 3, 1];
         let sequences: Vec<Vec<u32>> =
             lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect();
-        let theirs = Bert::assemble(small(), &weights).unwrap();
-        let theirs = theirs.forward(&sequences.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
+        let theirs = Bert::assemble(small(), &weights, DType::F32).unwrap().vectors(&sequences);
         for arch in simd::tests::arches() {
             let ours = Encoder::assemble(arch, small(), &weights).unwrap();
             let (mut at, mut pauses) = (Workspace::default(), 0);
@@ -262,6 +171,28 @@ mod tests {
     }
 
     #[test]
+    fn vectors_in_half_precision_are_nearly_those_in_single_precision_alone_or_not() {
+        let weights = random_weights();
+        let lengths = [40, 38, 33, 33, 20, 17, 3, 1];
+        let sequences: Vec<Vec<u32>> =
+            lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect();
+        let model = |precision| Bert::assemble(small(), &weights, precision).unwrap();
+        let single = model(DType::F32).vectors(&sequences);
+        for (precision, least) in [(DType::F32, 0.999_999), (DType::F16, 0.9998), (DType::BF16, 0.999)] {
+            let model = model(precision);
+            let together = model.vectors(&sequences);
+            for ((sequence, single), together) in sequences.iter().zip(&single).zip(together) {
+                let alone = model.vectors(std::slice::from_ref(sequence)).concat();
+                for vector in [together, alone] {
+                    // Of unit length, both.
+                    let cosine: f32 = vector.iter().zip(single).map(|(a, b)| a * b).sum();
+                    assert!((least..1.000_001).contains(&cosine), "{precision:?}: {cosine}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_token_or_a_place_that_the_model_does_not_have_is_an_error() {
         let encoder = Encoder::assemble(Arch::new(), small(), &random_weights()).unwrap();
         let embed = |ids: Vec<u32>| encoder.embed(&[ids], &mut Workspace::default(), &mut || ()).map(|_| ());
@@ -269,12 +200,5 @@ mod tests {
         assert!(embed(vec![1, 50]).unwrap_err().to_string().contains("token 50 at place 1"));
         assert!(embed(vec![1; 41]).unwrap_err().to_string().contains("at place 40"));
         assert!(embed(vec![u32::MAX]).is_err());
-    }
-
-    #[test]
-    fn running_out_of_memory_is_recognised_by_what_cuda_says() {
-        let said = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
-        assert!(matches!(classify(&candle_core::Error::Msg(said.into())), BackendError::OutOfMemory));
-        assert!(matches!(classify(&candle_core::Error::Msg("shape mismatch".into())), BackendError::Failed(_)));
     }
 }

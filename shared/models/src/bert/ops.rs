@@ -1,7 +1,19 @@
-//! The steps of the model between the products, as candle offers them on whatever device the tensors are.
+//! The steps of the model between the products, as candle offers them on whatever device the tensors are. In half
+//! precision, layer normalisation and softmax add up in single precision all the same: so are candle's kernels.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::{layer_norm, softmax_last_dim};
+
+use super::layout::Layout;
+
+/// Rows times weights, added up in single precision.
+pub(super) fn product(rows: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    if rows.dtype() == DType::BF16 && rows.device().is_cpu() {
+        // candle has no such product there. This is the same one, and how tests see what a GPU computes.
+        return rows.to_dtype(DType::F32)?.matmul(&weights.to_dtype(DType::F32)?)?.to_dtype(DType::BF16);
+    }
+    rows.matmul(weights)
+}
 
 /// gelu(x + bias) for each row.
 pub(super) fn bias_gelu(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -30,56 +42,26 @@ impl AddNorm {
 
 /// Self-attention within sequences that lie one after another.
 pub(super) struct SelfAttention<'a> {
-    /// Rows of each sequence.
-    pub lengths: &'a [usize],
+    pub layout: &'a Layout,
     pub heads: usize,
     pub head_width: usize,
 }
 
 impl SelfAttention<'_> {
-    /// What each token takes from the others of its sequence, from rows of query, key and value.
-    ///
-    /// Sequences of equal length next to each other are computed together.
-    pub fn apply(&self, qkv: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let qkv = qkv.broadcast_add(bias)?;
+    /// What each token takes from the others of its sequence, from rows of query, key and value. Queries are scaled
+    /// already.
+    pub fn apply(&self, qkv: &Tensor) -> Result<Tensor> {
         let width = self.heads * self.head_width;
-        #[allow(clippy::cast_precision_loss)]
-        let scale = 1.0 / (self.head_width as f64).sqrt();
-        let attend = |rows: Tensor, count: usize, length: usize| {
+        self.layout.by_group(qkv, |rows, group| {
+            let (count, length) = (group.count, group.length);
             // Part, sequence, head, token, component.
             let rows = rows
                 .reshape((count, length, 3, self.heads, self.head_width))?
                 .permute((2, 0, 3, 1, 4))?
                 .contiguous()?;
             let (query, key, value) = (rows.get(0)?, rows.get(1)?, rows.get(2)?);
-            let weights = softmax_last_dim(&(query * scale)?.matmul(&key.t()?)?)?;
-            weights.matmul(&value)?.transpose(1, 2)?.reshape((count * length, width))
-        };
-        blocks(&qkv, self.lengths, attend)
+            let weights = softmax_last_dim(&group.without_padding(product(&query, &key.t()?)?)?)?;
+            product(&weights, &value)?.transpose(1, 2)?.reshape((count * length, width))
+        })
     }
-}
-
-/// Applies `compute` to the rows of sequences of equal length next to each other (with how many there are and their
-/// length), and puts the results one after another.
-fn blocks(
-    rows: &Tensor,
-    lengths: &[usize],
-    compute: impl Fn(Tensor, usize, usize) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let mut from = 0;
-    let mut results = Vec::new();
-    for block in lengths.chunk_by(|a, b| a == b) {
-        let (count, length) = (block.len(), block.first().copied().unwrap_or(0));
-        results.push(compute(rows.narrow(0, from, count * length)?, count, length)?);
-        from += count * length;
-    }
-    Tensor::cat(&results, 0)
-}
-
-/// A unit vector for each sequence: the direction of the mean of its rows.
-pub(super) fn mean_unit(x: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f32>>> {
-    let width = x.dim(D::Minus1)?;
-    // Dividing by the number of rows would change the length only.
-    let sums = blocks(x, lengths, |rows, count, length| rows.reshape((count, length, width))?.sum(1))?;
-    sums.broadcast_div(&sums.sqr()?.sum_keepdim(1)?.sqrt()?)?.to_vec2()
 }
