@@ -33,6 +33,8 @@ mod manifest;
 pub mod metric;
 #[cfg(feature = "embedder")]
 mod peak;
+#[cfg(feature = "embedder")]
+mod pinning;
 mod prepare;
 #[cfg(feature = "embedder")]
 mod processor;

@@ -8,6 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use crate::ModelError;
+use crate::pinning::pin;
 use crate::queue::{Queue, Urgency};
 
 /// Bytes of a text for each token, roughly: only the size of tasks depends on it.
@@ -54,14 +55,17 @@ struct Answer {
 }
 
 impl<C: Compute> Workers<C> {
-    /// So many threads. Texts have at most `longest` tokens; those of a task have about `task` together.
+    /// So many threads, each on a processor of its own where there are as many. Texts have at most `longest` tokens; those of a task have about `task` together.
     pub fn start(compute: C, threads: usize, longest: usize, task: usize) -> Result<Self, ModelError> {
         let shared = Arc::new(Shared { compute, queue: Queue::new() });
         let spawn = |thread| {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name(format!("embed-{thread}"))
-                .spawn(move || shared.work())
+                .spawn(move || {
+                    pin(thread, threads);
+                    shared.work();
+                })
                 .map_err(|error| ModelError::Compute(format!("no thread to compute with: {error}")))
         };
         let mut workers = Self { shared: Arc::clone(&shared), threads: Vec::new(), longest, task };

@@ -72,7 +72,8 @@ pub struct RunnerConfig {
     pub max_batch_bytes: usize,
     /// Milliseconds to wait for more records before a batch that is not full is processed.
     pub linger_ms: u64,
-    /// Milliseconds between the beginnings of two transactions, at least. 0: as soon as a batch is done.
+    /// Milliseconds between the beginnings of two transactions, at least. 0: as soon as a batch is done. Records that run
+    /// side by side are committed at once when the last of them is done.
     pub commit_interval_ms: u64,
     /// Bytes of values that wait in memory for each lane, at most (one record may exceed it).
     pub lane_buffer_bytes: usize,

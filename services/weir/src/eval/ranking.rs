@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use color_eyre::eyre::{WrapErr, bail};
 use futures::{StreamExt, TryStreamExt, stream};
-use weir_contracts::TenantId;
+use weir_contracts::{TenantId, are_comparable};
 use weir_models::{Embedder, ModelConfig};
 use weir_vectors::{Hit, Mode, QdrantConfig, Search, StoredVector, VectorStore};
 
@@ -60,7 +60,7 @@ impl Searcher {
         });
         let (vectors, model) = work.await.wrap_err("the embedding thread ended")??;
         match store.model().await? {
-            Some(built) if built != model => bail!(
+            Some(built) if !are_comparable(&built, &model) => bail!(
                 "the collection was built with {built}, but [model] names {model}: set model.name as for the services"
             ),
             _ => {}
