@@ -3,11 +3,14 @@
 
 mod aligned;
 mod attention;
+mod bf16;
 mod encoder;
 mod kernels;
+mod layer;
 mod ops;
 mod product;
 mod simd;
+mod single;
 mod steps;
 mod tile;
 mod weights;
@@ -15,12 +18,11 @@ mod weights;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use pulp::Arch;
 
 use crate::batching::{Backend, BackendError};
 use crate::manifest::WEIGHTS;
 use crate::{DeviceChoice, ModelError, Precision};
-pub(crate) use encoder::{Encoder, Workspace};
+pub(crate) use encoder::{Encoder, Kernel, Workspace};
 use ops::{AddNorm, SelfAttention};
 pub(crate) use steps::{Step, Steps};
 use weights::{Shape, Weights};
@@ -38,19 +40,17 @@ pub(crate) fn load(
     precision: Precision,
     max_tokens: usize,
 ) -> Result<(Loaded, Precision), ModelError> {
-    let computed = match precision {
-        Precision::Auto | Precision::F32 => Precision::F32,
-        Precision::Bf16 | Precision::F16 => {
-            return Err(ModelError::Precision { precision: precision.name(), reason: "this build does not have it" });
-        }
-    };
+    let refused = |reason| ModelError::Precision { precision: precision.name(), reason };
     let shape = Shape::read(dir, max_tokens)?;
     let path = dir.join(WEIGHTS);
     let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
-    let loaded = if weights.device.is_cpu() {
-        Encoder::assemble(Arch::new(), shape, &weights).map(Loaded::Processor)
+    let (loaded, computed) = if weights.device.is_cpu() {
+        let kernel = Kernel::of(precision).ok_or_else(|| refused("processors do not compute in it"))?;
+        (Encoder::assemble(kernel, shape, &weights).map(Loaded::Processor), kernel.precision())
+    } else if matches!(precision, Precision::Auto | Precision::F32) {
+        (Bert::assemble(shape, &weights).map(Loaded::Gpu), Precision::F32)
     } else {
-        Bert::assemble(shape, &weights).map(Loaded::Gpu)
+        return Err(refused("this build does not have it"));
     };
     Ok((loaded.map_err(|error| ModelError::invalid(&path, error))?, computed))
 }
