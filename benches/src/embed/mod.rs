@@ -100,7 +100,7 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
         for set in sets {
             let turns = Turns::take(&mut measured, set, threads, rounds)?;
             // Taken beside each set: a machine that others use is not always as fast.
-            let peak = weir_models::peak_flops(threads);
+            let peak = measured.all.peak_flops(threads).unwrap_or_default();
             let mut of_set = turns.figures();
             of_set.insert("texts".into(), json!(set.texts.len()));
             of_set.insert("mean_tokens".into(), json!(count(set.tokens()) / count(set.texts.len())));
@@ -134,12 +134,13 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
     Ok(Value::Object(figures))
 }
 
-/// Weir's vectors are the stock model's.
+/// Weir's vectors are the stock model's, as far as their precision goes.
 fn agree(measured: &Measured, set: &Set) -> Result<()> {
     let few: Vec<&str> = set.texts.iter().step_by(7).take(16).map(String::as_str).collect();
     let pairs = measured.all.embed(&few)?.concat().into_iter().zip(measured.stock.embed(&few)?.concat());
     let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    ensure!(apart < 1e-5, "the two models differ by {apart}");
+    let allowed = if measured.all.model_id().ends_with("/f32") { 1e-5 } else { 1e-2 };
+    ensure!(apart < allowed, "the two models differ by {apart}");
     Ok(())
 }
 

@@ -24,22 +24,22 @@ thread_local! {
 
 /// A processor with AMX for bf16 that this process may use.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Amx(Avx512);
+pub(crate) struct Amx(Avx512);
 
 impl Amx {
     /// None where there is none, or the operating system does not grant it.
-    pub fn detect() -> Option<Self> {
+    pub(super) fn detect() -> Option<Self> {
         static GRANTED: OnceLock<bool> = OnceLock::new();
         let vectors = Avx512::detect()?;
         GRANTED.get_or_init(|| has_amx() && ask_for_tiles()).then_some(Self(vectors))
     }
 
-    pub fn vectors(self) -> Avx512 {
+    pub(super) fn vectors(self) -> Avx512 {
         self.0
     }
 
     /// Shapes the tiles of this thread until what is returned goes.
-    pub fn configure(self) -> Tiles {
+    pub(super) fn configure(self) -> Tiles {
         let users = USERS.get();
         if users == 0 {
             let shapes = Shapes::FULL;
@@ -151,7 +151,13 @@ impl Tiles {
             unsafe {
                 if two {
                     let lower_sums = lower_sums.as_mut_ptr().wrapping_add(from);
-                    two_blocks([upper.as_ptr(), lower.as_ptr()], panel.as_ptr(), steps, [upper_sums, lower_sums], stride);
+                    two_blocks(
+                        [upper.as_ptr(), lower.as_ptr()],
+                        panel.as_ptr(),
+                        steps,
+                        [upper_sums, lower_sums],
+                        stride,
+                    );
                 } else {
                     one_block(upper.as_ptr(), panel.as_ptr(), steps, upper_sums, stride);
                 }

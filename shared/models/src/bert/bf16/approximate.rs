@@ -32,9 +32,7 @@ pub(super) fn gelu<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let near = simd.min_f32s(simd.max_f32s(x, simd.splat_f32s(-4.0)), simd.splat_f32s(4.0));
     let square = simd.mul_f32s(near, near);
     let mut p = simd.splat_f32s(2.259_807_7e-8);
-    for coefficient in
-        [-1.589_341_6e-6, 4.777_426_4e-5, -8.122_892e-4, 8.764_188e-3, -6.455_551e-2, 0.397_871_07]
-    {
+    for coefficient in [-1.589_341_6e-6, 4.777_426_4e-5, -8.122_892e-4, 8.764_188e-3, -6.455_551e-2, 0.397_871_07] {
         p = simd.mul_add_e_f32s(p, square, simd.splat_f32s(coefficient));
     }
     simd.mul_f32s(x, simd.mul_add_e_f32s(near, p, simd.splat_f32s(0.5)))

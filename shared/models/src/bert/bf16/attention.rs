@@ -74,7 +74,16 @@ impl Attention<'_> {
                     kernel.dispatch(Softmax { scores, rows, length, weights: &mut *weights, shares: &mut shares });
                     engine.multiply(Product { left: weights, rows, steps: panels, panels: values, sums: &mut *sums });
                     let sums = &*sums;
-                    kernel.dispatch(Shared { sums, shares, rows, head_width, first: first + done, from, width, out: &mut *out });
+                    kernel.dispatch(Shared {
+                        sums,
+                        shares,
+                        rows,
+                        head_width,
+                        first: first + done,
+                        from,
+                        width,
+                        out: &mut *out,
+                    });
                 }
             }
             first += length;

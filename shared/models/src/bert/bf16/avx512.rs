@@ -21,32 +21,32 @@ const VECTORS: usize = 2;
 
 /// A processor with AVX512-BF16.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Avx512(V4);
+pub(crate) struct Avx512(V4);
 
 impl Avx512 {
     /// None where there is none.
-    pub fn detect() -> Option<Self> {
+    pub(super) fn detect() -> Option<Self> {
         is_x86_feature_detected!("avx512bf16").then(V4::try_new).flatten().map(Self)
     }
 
-    pub fn arch(self) -> Arch {
+    pub(super) fn arch(self) -> Arch {
         Arch::V4(self.0)
     }
 
     /// sums = left * panels.
-    pub fn multiply(self, product: Product<'_>) {
+    pub(super) fn multiply(self, product: Product<'_>) {
         // SAFETY: this type is made only where the processor has what the function needs.
         unsafe { multiply(product) };
     }
 
     /// Does work on vectors.
-    pub fn dispatch<W: OnVectors>(self, work: W) {
+    pub(super) fn dispatch<W: OnVectors>(self, work: W) {
         // SAFETY: as above.
         unsafe { run(self, work) };
     }
 
     /// Floating-point operations a second that one thread reaches at best.
-    pub fn peak_flops(self) -> f64 {
+    pub(super) fn peak_flops(self) -> f64 {
         // SAFETY: as above.
         unsafe { peak() }
     }

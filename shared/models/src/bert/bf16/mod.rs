@@ -29,7 +29,7 @@ const PANEL_STEP: usize = STEP / 2 * 2;
 
 /// How products of bf16 are computed.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::bert) enum Kernel {
+pub(crate) enum Kernel {
     /// In single precision, after widening.
     Widening(Arch),
     /// By AVX512-BF16: sums of pairs, a vector at a time.

@@ -35,7 +35,7 @@ pub(super) enum Edge<'a> {
 
 impl Packed {
     /// Of weights as BERT's files have them: for each column of the result as many numbers as a row has.
-    pub fn new(kernel: Kernel, weights: &[f32], bias: &[f32]) -> Self {
+    pub(super) fn new(kernel: Kernel, weights: &[f32], bias: &[f32]) -> Self {
         let (width, depth) = (bias.len(), weights.len() / bias.len().max(1));
         let steps = depth.div_ceil(STEP);
         let mut panels = vec![Line::default(); width.div_ceil(TILE_COLUMNS) * steps * PANEL_STEP];
@@ -56,21 +56,25 @@ impl Packed {
     }
 
     /// Numbers of a row of the result.
-    pub fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.width
     }
 
     /// rows * weights + bias for the first `count` rows of `left`.
-    pub fn apply(&self, left: &[Line], count: usize, edge: Edge<'_>, sums: &mut Aligned) {
+    pub(super) fn apply(&self, left: &[Line], count: usize, edge: Edge<'_>, sums: &mut Aligned) {
         let engine = self.kernel.start();
         match edge {
             Edge::Write(out) => {
                 let steps = self.width.div_ceil(STEP);
-                self.tiles(&engine, left, count, sums, |tile| self.kernel.dispatch(Rounded::<false> { tile, steps, out }));
+                self.tiles(&engine, left, count, sums, |tile| {
+                    self.kernel.dispatch(Rounded::<false> { tile, steps, out })
+                });
             }
             Edge::Gelu(out) => {
                 let steps = self.width.div_ceil(STEP);
-                self.tiles(&engine, left, count, sums, |tile| self.kernel.dispatch(Rounded::<true> { tile, steps, out }));
+                self.tiles(&engine, left, count, sums, |tile| {
+                    self.kernel.dispatch(Rounded::<true> { tile, steps, out })
+                });
             }
             Edge::Add(out) => {
                 let width = self.width;
