@@ -19,6 +19,7 @@ pub struct Embedder {
     model: Model,
     model_id: String,
     dimension: usize,
+    kernel: &'static str,
 }
 
 enum Model {
@@ -78,26 +79,26 @@ impl Embedder {
     pub fn load(config: &ModelConfig, files: &ModelFiles) -> Result<Self, ModelError> {
         let started = Instant::now();
         let tokenizer = Tokenizer::load(files)?;
-        let (model, dimension, precision) = match files.dir() {
-            None => (Model::Hashing, hashing::DIMENSION, Precision::F32),
+        let (model, dimension, precision, kernel) = match files.dir() {
+            None => (Model::Hashing, hashing::DIMENSION, Precision::F32, "hashing"),
             Some(dir) => match bert::load(dir, config.device, config.precision, files.max_tokens())? {
                 (Loaded::Processor(encoder), precision) => {
-                    let dimension = encoder.dimension();
+                    let (dimension, kernel) = (encoder.dimension(), encoder.kernel().name());
                     let processor = Processor { tokenizer: tokenizer.clone(), encoder };
                     let task = config.max_batch_tokens.min(TOKENS_PER_TASK);
                     let workers = Workers::start(processor, config.threads(), files.max_tokens(), task)?;
-                    (Model::Processor(workers), dimension, precision)
+                    (Model::Processor(workers), dimension, precision, kernel)
                 }
                 (Loaded::Gpu(bert), precision) => {
                     gpu::watch();
                     let dimension = bert.dimension();
-                    (Model::gpu(bert, config)?, dimension, precision)
+                    (Model::gpu(bert, config)?, dimension, precision, "cuda")
                 }
             },
         };
         let model_id = files.model_id(precision);
-        info!(model = model_id, dimension, seconds = started.elapsed().as_secs_f64(), "model loaded");
-        Ok(Self { tokenizer, model, model_id, dimension })
+        info!(model = model_id, dimension, kernel, seconds = started.elapsed().as_secs_f64(), "model loaded");
+        Ok(Self { tokenizer, model, model_id, dimension, kernel })
     }
 
     /// A vector of unit length for each text, in order. A call with a few short texts (together no longer than one text
@@ -135,10 +136,27 @@ impl Embedder {
         }
     }
 
+    /// Floating-point operations a second that so many threads reach at best with what the model is computed with, in
+    /// registers; none where the processor does not do it. Takes about a tenth of a second.
+    #[must_use]
+    pub fn peak_flops(&self, threads: usize) -> Option<f64> {
+        match &self.model {
+            Model::Processor(workers) => Some(workers.compute().encoder.kernel().peak_flops(threads)),
+            Model::Hashing | Model::Gpu { .. } => None,
+        }
+    }
+
     /// Id of the model in records: `name@revision/precision`. Vectors of the same id are comparable.
     #[must_use]
     pub fn model_id(&self) -> &str {
         &self.model_id
+    }
+
+    /// What computes it: the instructions of the processor that do most of the work (`amx-bf16`, `avx512-bf16`, `avx512f`,
+    /// `avx2`, ...), or `cuda`.
+    #[must_use]
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
     }
 
     /// Components of its vectors.
@@ -197,6 +215,7 @@ mod tests {
                 dimension: bert.dimension(),
                 model: Model::gpu(bert, &config).unwrap(),
                 model_id: files.model_id(precision),
+                kernel: "candle",
             };
             assert_eq!(embedder.model_id(), format!("all-MiniLM-L6-v2@c9745ed1/{name}"));
             let vectors = embedder.embed(&texts).unwrap();

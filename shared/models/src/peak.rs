@@ -14,11 +14,21 @@ const ADDITIONS: usize = 1_000_000;
 /// the model is computed with. Takes about a tenth of a second.
 #[must_use]
 pub fn peak_flops(threads: usize) -> f64 {
-    let rounds = |_| (0..10).map(|_| Arch::new().dispatch(Products)).fold(0.0, f64::max);
+    of(threads, || single(Arch::new()))
+}
+
+/// What so many threads reach together, each in the best of some rounds.
+pub(crate) fn of(threads: usize, round: impl Fn() -> f64 + Sync) -> f64 {
+    let rounds = || (0..10).map(|_| round()).fold(0.0, f64::max);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || rounds(thread))).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(rounds)).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).sum()
     })
+}
+
+/// One round in single precision, on this thread.
+pub(crate) fn single(arch: Arch) -> f64 {
+    arch.dispatch(Products)
 }
 
 struct Products;

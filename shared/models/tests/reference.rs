@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use serde::Deserialize;
-use weir_models::{DeviceChoice, Embedder, ModelConfig, ModelError, prepare};
+use weir_models::{DeviceChoice, Embedder, ModelConfig, ModelError, Precision, prepare};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -42,7 +42,7 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
 
 #[tokio::test]
 async fn vectors_are_those_of_sentence_transformers() {
-    let config = ModelConfig { device: DeviceChoice::Cpu, ..ModelConfig::default() };
+    let config = ModelConfig { device: DeviceChoice::Cpu, precision: Precision::F32, ..ModelConfig::default() };
     let Some(embedder) = model(&config).await else { return };
     let reference = reference();
     assert_eq!(embedder.dimension(), 384);
@@ -62,11 +62,44 @@ async fn vectors_are_those_of_sentence_transformers() {
 
 #[tokio::test]
 async fn a_small_token_budget_gives_the_same_vectors() {
-    let config = ModelConfig { max_batch_tokens: 40, device: DeviceChoice::Cpu, ..ModelConfig::default() };
+    let config = ModelConfig {
+        max_batch_tokens: 40,
+        device: DeviceChoice::Cpu,
+        precision: Precision::F32,
+        ..ModelConfig::default()
+    };
     let Some(embedder) = model(&config).await else { return };
     let reference = reference();
     let texts: Vec<&str> = reference.iter().map(|text| text.text.as_str()).collect();
     for (text, vector) in reference.iter().zip(embedder.embed(&texts).unwrap()) {
         assert!(apart(&vector, &text.vector) < 1e-5);
     }
+}
+
+#[tokio::test]
+async fn in_bf16_vectors_point_where_those_of_sentence_transformers_do() {
+    let config = ModelConfig { device: DeviceChoice::Cpu, precision: Precision::Bf16, ..ModelConfig::default() };
+    let Some(embedder) = model(&config).await else { return };
+    assert_eq!(embedder.model_id(), "all-MiniLM-L6-v2@c9745ed1/bf16");
+    let reference = reference();
+    let texts: Vec<&str> = reference.iter().map(|text| text.text.as_str()).collect();
+    let together = embedder.embed(&texts).unwrap();
+    for (text, vector) in reference.iter().zip(&together) {
+        let cosine: f64 = vector.iter().zip(&text.vector).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        println!("{:3} tokens: 1 - cosine is {:.1e}", text.tokens, 1.0 - cosine);
+        assert!(cosine > 0.9998, "{:?}: the cosine to its reference is {cosine}", text.text);
+        let alone = embedder.embed(&[&text.text]).unwrap();
+        assert!(apart(vector, &alone[0]) < 1e-6, "{:?} depends on what is in the batch with it", text.text);
+    }
+}
+
+#[tokio::test]
+async fn half_precision_is_for_gpus() {
+    let config = ModelConfig { device: DeviceChoice::Cpu, precision: Precision::F16, ..ModelConfig::default() };
+    let files = match prepare(&config).await {
+        Ok(files) => files,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let error = Embedder::load(&config, &files).unwrap_err();
+    assert!(matches!(error, ModelError::Precision { precision: "f16", .. }), "{error}");
 }

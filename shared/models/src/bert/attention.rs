@@ -188,14 +188,14 @@ fn softmax<S: Simd>(simd: S, row: &mut [f32], length: usize) -> f32 {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::super::simd::tests::{arches, numbers};
     use super::*;
 
     /// In double precision, one number after another.
-    fn plain(qkv: &[f32], lengths: &[usize], heads: usize, head_width: usize) -> Vec<f64> {
+    pub fn plain(qkv: &[f32], lengths: &[usize], heads: usize, head_width: usize) -> Vec<f64> {
         let width = heads * head_width;
         let at = |token: usize, part: usize, head: usize, component: usize| {
             f64::from(qkv[token * 3 * width + part * width + head * head_width + component])

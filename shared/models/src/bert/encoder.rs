@@ -1,38 +1,77 @@
-//! BERT on the processor, in single precision, with kernels of our own.
+//! BERT on the processor, with kernels of our own.
 
 use candle_core::Result;
 use pulp::Arch;
 
 use super::aligned::Aligned;
-use super::attention::{Attention, Scratch};
+use super::bf16;
 use super::kernels::{self, Norm};
-use super::product::{Edge, Packed};
+use super::layer::{Kernels, Layer, arch_name};
+use super::single;
 use super::steps::{Step, Steps};
 use super::weights::{Shape, Weights};
+use crate::{Precision, peak};
 
-/// Rows whose inner layer is computed at a time, so that it stays in the second cache: a multiple of all tiles' heights.
-const INNER_ROWS: usize = 48;
-/// Rows whose queries, keys and values are computed at a time, at least (unless there are no more): whole sequences.
-const ATTENDED_ROWS: usize = 96;
+/// What a model is computed with: the one place where it is chosen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kernel {
+    /// Single precision, with the vectors that the processor has.
+    F32(Arch),
+    /// Products in bf16.
+    Bf16(bf16::Kernel),
+}
+
+impl Kernel {
+    /// The fastest of this processor for a precision; none for one that no processor has.
+    pub fn of(precision: Precision) -> Option<Self> {
+        let bf16 = bf16::Kernel::fastest();
+        match precision {
+            Precision::Auto if bf16.is_native() => Some(Self::Bf16(bf16)),
+            Precision::Auto | Precision::F32 => Some(Self::F32(Arch::new())),
+            Precision::Bf16 => Some(Self::Bf16(bf16)),
+            Precision::F16 => None,
+        }
+    }
+
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32(_) => Precision::F32,
+            Self::Bf16(_) => Precision::Bf16,
+        }
+    }
+
+    /// As logs have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32(arch) => arch_name(arch),
+            Self::Bf16(kernel) => kernel.name(),
+        }
+    }
+
+    /// Floating-point operations a second that so many threads reach at best: products and sums in registers.
+    pub fn peak_flops(self, threads: usize) -> f64 {
+        match self {
+            Self::F32(arch) => peak::of(threads, || peak::single(arch)),
+            Self::Bf16(kernel) => peak::of(threads, || kernel.peak_flops()),
+        }
+    }
+}
 
 /// A BERT model that gives the mean of its last layer, scaled to unit length.
 pub(crate) struct Encoder {
-    /// What the processor has: the one place where it is chosen.
+    kernel: Kernel,
+    /// For what is not in the layers.
     arch: Arch,
     shape: Shape,
     words: Vec<f32>,
     positions: Vec<f32>,
     norm: Norm,
-    layers: Vec<Layer>,
+    layers: Layers,
 }
 
-struct Layer {
-    qkv: Packed,
-    attended: Packed,
-    attended_norm: Norm,
-    inner: Packed,
-    outer: Packed,
-    outer_norm: Norm,
+enum Layers {
+    F32(Vec<Layer<Arch>>),
+    Bf16(Vec<Layer<bf16::Kernel>>),
 }
 
 /// Memory of one thread, kept from one call to the next.
@@ -40,10 +79,8 @@ struct Layer {
 pub(crate) struct Workspace {
     lengths: Vec<usize>,
     rows: Aligned,
-    qkv: Aligned,
-    attended: Aligned,
-    inner: Aligned,
-    scratch: Scratch,
+    f32: single::Memory,
+    bf16: bf16::Memory,
     /// Where the time went.
     pub steps: Steps,
 }
@@ -59,18 +96,25 @@ pub(crate) struct UnknownToken {
 }
 
 impl Encoder {
-    pub(super) fn assemble(arch: Arch, shape: Shape, weights: &Weights) -> Result<Self> {
-        let layers = (0..shape.num_hidden_layers)
-            .map(|layer| Layer::assemble(arch, &shape, weights, &format!("encoder.layer.{layer}")))
-            .collect::<Result<_>>()?;
+    pub(super) fn assemble(kernel: Kernel, shape: Shape, weights: &Weights) -> Result<Self> {
+        let (arch, layers) = match kernel {
+            Kernel::F32(arch) => (arch, Layers::F32(Layer::all(arch, &shape, weights)?)),
+            Kernel::Bf16(kernel) => (kernel.arch(), Layers::Bf16(Layer::all(kernel, &shape, weights)?)),
+        };
         Ok(Self {
+            kernel,
             arch,
             words: weights.numbers("embeddings.word_embeddings.weight")?,
             positions: weights.positions()?.flatten_all()?.to_vec1()?,
-            norm: norm(&shape, weights, "embeddings.LayerNorm")?,
+            norm: Norm::of(&shape, weights, "embeddings.LayerNorm")?,
             layers,
             shape,
         })
+    }
+
+    /// What it is computed with.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
     }
 
     /// Components of its vectors.
@@ -79,7 +123,7 @@ impl Encoder {
     }
 
     /// A vector for each sequence of tokens, in order. `between` is called after every part of a layer, that is after
-    /// some milliseconds: what can't wait for the end may be done there.
+    /// some milliseconds at most: what can't wait for the end may be done there.
     ///
     /// # Errors
     /// When a token or the place of one is not in the model.
@@ -90,7 +134,7 @@ impl Encoder {
         between: &mut dyn FnMut(),
     ) -> std::result::Result<Vec<Vec<f32>>, UnknownToken> {
         let width = self.shape.hidden_size;
-        let Workspace { lengths, rows, qkv, attended, inner, scratch, steps } = at;
+        let Workspace { lengths, rows, f32, bf16, steps } = at;
         steps.begin();
         lengths.clear();
         lengths.extend(sequences.iter().map(Vec::len));
@@ -99,35 +143,9 @@ impl Encoder {
         steps.end(Step::Other);
         self.norm.apply(self.arch, rows);
         steps.end(Step::Norms);
-        for layer in &self.layers {
-            let mut rest = &mut *rows;
-            for group in groups(lengths) {
-                let count: usize = group.iter().sum();
-                let (rows, after) = rest.split_at_mut(count * width);
-                rest = after;
-                let (qkv, attended) = (qkv.first(count * layer.qkv.width()), attended.first(count * width));
-                layer.qkv.apply(rows, Edge::Write, qkv);
-                steps.end(Step::Products);
-                let (heads, head_width) = (self.shape.num_attention_heads, self.shape.head_width());
-                Attention { qkv, lengths: group, heads, head_width, scratch, out: attended }.run(self.arch);
-                steps.end(Step::Attention);
-                layer.attended.apply(attended, Edge::Add, rows);
-                steps.end(Step::Products);
-                layer.attended_norm.apply(self.arch, rows);
-                steps.end(Step::Norms);
-                between();
-                steps.begin();
-            }
-            for rows in rows.chunks_mut(INNER_ROWS * width) {
-                let inner = inner.first(rows.len() / width * layer.inner.width());
-                layer.inner.apply(rows, Edge::Gelu, inner);
-                layer.outer.apply(inner, Edge::Add, rows);
-                steps.end(Step::Products);
-                layer.outer_norm.apply(self.arch, rows);
-                steps.end(Step::Norms);
-                between();
-                steps.begin();
-            }
+        match &self.layers {
+            Layers::F32(layers) => compute(layers, lengths, rows, f32, steps, between),
+            Layers::Bf16(layers) => compute(layers, lengths, rows, bf16, steps, between),
         }
         let mut rest = &*rows;
         let mean = |length: &usize| {
@@ -142,22 +160,10 @@ impl Encoder {
 
     /// Seconds of the GELUs of so many rows in all layers: what a product with them takes longer.
     pub fn gelu_seconds(&self, rows: usize) -> f64 {
-        let Some(layer) = self.layers.first() else { return 0.0 };
-        let x = Aligned::zeroed(INNER_ROWS * self.shape.hidden_size);
-        let mut out = Aligned::zeroed(INNER_ROWS * layer.inner.width());
-        let mut fastest = |edge| {
-            let mut seconds = f64::MAX;
-            for _ in 0..50 {
-                let started = std::time::Instant::now();
-                layer.inner.apply(x.all(), edge, out.first(INNER_ROWS * layer.inner.width()));
-                seconds = seconds.min(started.elapsed().as_secs_f64());
-            }
-            seconds
-        };
-        let longer = fastest(Edge::Gelu) - fastest(Edge::Write);
-        #[allow(clippy::cast_precision_loss)]
-        let blocks = (rows * self.layers.len()) as f64 / INNER_ROWS as f64;
-        longer.max(0.0) * blocks
+        match &self.layers {
+            Layers::F32(layers) => gelu_seconds(layers, rows),
+            Layers::Bf16(layers) => gelu_seconds(layers, rows),
+        }
     }
 
     /// Fills the rows with the embeddings of words and positions.
@@ -180,45 +186,57 @@ impl Encoder {
     }
 }
 
-impl Layer {
-    fn assemble(arch: Arch, shape: &Shape, weights: &Weights, at: &str) -> Result<Self> {
-        let packed = |name: &str| -> Result<Packed> {
-            let numbers = |what: &str| weights.numbers(&format!("{at}.{name}.{what}"));
-            Ok(Packed::new(arch, &numbers("weight")?, &numbers("bias")?))
-        };
-        // Queries come divided by the root of their width.
-        #[allow(clippy::cast_precision_loss)]
-        let scale = (shape.head_width() as f32).sqrt().recip();
-        let queries_divided = |what: &str| -> Result<Vec<f32>> {
-            let mut numbers: Vec<f32> = weights.of_attention(at, what)?.flatten_all()?.to_vec1()?;
-            let queries = numbers.len() / 3;
-            numbers.iter_mut().take(queries).for_each(|x| *x *= scale);
-            Ok(numbers)
-        };
-        Ok(Self {
-            qkv: Packed::new(arch, &queries_divided("weight")?, &queries_divided("bias")?),
-            attended: packed("attention.output.dense")?,
-            attended_norm: norm(shape, weights, &format!("{at}.attention.output.LayerNorm"))?,
-            inner: packed("intermediate.dense")?,
-            outer: packed("output.dense")?,
-            outer_norm: norm(shape, weights, &format!("{at}.output.LayerNorm"))?,
-        })
+/// What all layers make of the rows of sequences of these lengths.
+fn compute<K: Kernels>(
+    layers: &[Layer<K>],
+    lengths: &[usize],
+    rows: &mut [f32],
+    at: &mut K::Memory,
+    steps: &mut Steps,
+    between: &mut dyn FnMut(),
+) {
+    for layer in layers {
+        let mut rest = &mut *rows;
+        for group in groups(lengths, layer.kernels.attended_rows()) {
+            let (rows, after) = rest.split_at_mut(group.iter().sum::<usize>() * layer.width());
+            rest = after;
+            K::attend(layer, group, rows, at, steps);
+            between();
+            steps.begin();
+        }
+        for rows in rows.chunks_mut(layer.kernels.inner_rows() * layer.width()) {
+            K::widen(layer, rows, at, steps);
+            between();
+            steps.begin();
+        }
     }
 }
 
-fn norm(shape: &Shape, weights: &Weights, at: &str) -> Result<Norm> {
-    #[allow(clippy::cast_possible_truncation, reason = "computed in f32 like the rest")]
-    let epsilon = shape.layer_norm_eps as f32;
-    let numbers = |what: &str| weights.numbers(&format!("{at}.{what}"));
-    Ok(Norm { scale: numbers("weight")?, shift: numbers("bias")?, epsilon })
+fn gelu_seconds<K: Kernels>(layers: &[Layer<K>], rows: usize) -> f64 {
+    let Some(layer) = layers.first() else { return 0.0 };
+    let count = layer.kernels.inner_rows();
+    let (x, mut at) = (Aligned::zeroed(count * layer.width()), K::Memory::default());
+    let mut fastest = |gelu| {
+        let mut seconds = f64::MAX;
+        for _ in 0..50 {
+            let started = std::time::Instant::now();
+            K::inner(layer, x.all().get(..count * layer.width()).unwrap_or(&[]), gelu, &mut at);
+            seconds = seconds.min(started.elapsed().as_secs_f64());
+        }
+        seconds
+    };
+    let longer = fastest(true) - fastest(false);
+    #[allow(clippy::cast_precision_loss)]
+    let blocks = (rows * layers.len()) as f64 / count as f64;
+    longer.max(0.0) * blocks
 }
 
-/// Sequences one after another, as few in a group as have `ATTENDED_ROWS` rows.
-fn groups(mut lengths: &[usize]) -> impl Iterator<Item = &[usize]> {
+/// Sequences one after another, as few in a group as have so many rows.
+fn groups(mut lengths: &[usize], least: usize) -> impl Iterator<Item = &[usize]> {
     std::iter::from_fn(move || {
         let mut rows = 0;
         let wanted = |length: &&usize| {
-            let more = rows < ATTENDED_ROWS;
+            let more = rows < least;
             rows += **length;
             more
         };
@@ -235,9 +253,9 @@ mod tests {
     #[test]
     fn groups_hold_every_sequence_once_and_in_order_and_are_not_small() {
         let lengths = [200, 90, 5, 1, 16, 16, 80, 3];
-        let found: Vec<&[usize]> = groups(&lengths).collect();
+        let found: Vec<&[usize]> = groups(&lengths, 96).collect();
         let expected: [&[usize]; 4] = [&[200], &[90, 5, 1], &[16, 16, 80], &[3]];
         assert_eq!(found, expected);
-        assert_eq!(groups(&[]).count(), 0);
+        assert_eq!(groups(&[], 96).count(), 0);
     }
 }

@@ -3,14 +3,17 @@
 
 mod aligned;
 mod attention;
+mod bf16;
 mod device;
 mod download;
 mod encoder;
 mod kernels;
+mod layer;
 mod layout;
 mod ops;
 mod product;
 mod simd;
+mod single;
 mod steps;
 mod tile;
 mod weights;
@@ -18,12 +21,11 @@ mod weights;
 use std::path::Path;
 
 use candle_core::Device;
-use pulp::Arch;
 
 use crate::manifest::WEIGHTS;
 use crate::{DeviceChoice, ModelError, Precision};
 pub(crate) use device::Bert;
-pub(crate) use encoder::{Encoder, Workspace};
+pub(crate) use encoder::{Encoder, Kernel, Workspace};
 pub(crate) use steps::{Step, Steps};
 use weights::{Shape, Weights};
 
@@ -46,14 +48,10 @@ pub(crate) fn load(
     if !weights.device.is_cpu() {
         return Bert::load(shape, &weights, &path, precision).map(|(bert, precision)| (Loaded::Gpu(bert), precision));
     }
-    let computed = match precision {
-        Precision::Auto | Precision::F32 => Precision::F32,
-        Precision::Bf16 | Precision::F16 => {
-            return Err(ModelError::Precision { precision: precision.name(), reason: "this build does not have it" });
-        }
-    };
-    let encoder = Encoder::assemble(Arch::new(), shape, &weights).map_err(|error| ModelError::invalid(&path, error))?;
-    Ok((Loaded::Processor(encoder), computed))
+    let reason = "processors do not compute in it";
+    let kernel = Kernel::of(precision).ok_or(ModelError::Precision { precision: precision.name(), reason })?;
+    let encoder = Encoder::assemble(kernel, shape, &weights).map_err(|error| ModelError::invalid(&path, error))?;
+    Ok((Loaded::Processor(encoder), kernel.precision()))
 }
 
 /// The model as a GPU computes it, on the processor.
@@ -89,7 +87,7 @@ fn first_gpu() -> Result<Device, String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use std::collections::HashMap;
 
@@ -146,21 +144,23 @@ mod tests {
         Weights { tensors, device: Device::Cpu }
     }
 
+    fn sequences(lengths: &[usize]) -> Vec<Vec<u32>> {
+        lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect()
+    }
+
     /// What runs on a GPU is what candle offers there; here it runs on the processor.
     #[test]
     fn our_kernels_give_what_candle_gives_on_other_devices() {
         let weights = random_weights();
-        let lengths = [40, 17, 17, 17, 3, 1];
-        let sequences: Vec<Vec<u32>> =
-            lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect();
+        let sequences = sequences(&[40, 17, 17, 17, 3, 1]);
         let theirs = Bert::assemble(small(), &weights, DType::F32).unwrap().vectors(&sequences);
         for arch in simd::tests::arches() {
-            let ours = Encoder::assemble(arch, small(), &weights).unwrap();
+            let ours = Encoder::assemble(Kernel::F32(arch), small(), &weights).unwrap();
             let (mut at, mut pauses) = (Workspace::default(), 0);
             // The second time in memory that holds the results of the first.
             for _ in 0..2 {
                 let ours = ours.embed(&sequences, &mut at, &mut || pauses += 1).unwrap();
-                assert_eq!(ours.len(), lengths.len());
+                assert_eq!(ours.len(), sequences.len());
                 for (a, b) in ours.concat().iter().zip(theirs.concat()) {
                     assert!((a - b).abs() < 1e-5, "{a} is not {b}");
                 }
@@ -173,9 +173,7 @@ mod tests {
     #[test]
     fn vectors_in_half_precision_are_nearly_those_in_single_precision_alone_or_not() {
         let weights = random_weights();
-        let lengths = [40, 38, 33, 33, 20, 17, 3, 1];
-        let sequences: Vec<Vec<u32>> =
-            lengths.iter().map(|length| (0..50).cycle().skip(*length).step_by(7).take(*length).collect()).collect();
+        let sequences = sequences(&[40, 38, 33, 33, 20, 17, 3, 1]);
         let model = |precision| Bert::assemble(small(), &weights, precision).unwrap();
         let single = model(DType::F32).vectors(&sequences);
         for (precision, least) in [(DType::F32, 0.999_999), (DType::F16, 0.9998), (DType::BF16, 0.9998)] {
@@ -193,8 +191,46 @@ mod tests {
     }
 
     #[test]
+    fn in_bf16_vectors_point_where_those_in_single_precision_do_whatever_is_beside_them() {
+        let weights = random_weights();
+        let sequences = sequences(&[40, 17, 17, 17, 3, 1, 33, 40, 40]);
+        let exact = Encoder::assemble(Kernel::of(Precision::F32).unwrap(), small(), &weights).unwrap();
+        let exact = exact.embed(&sequences, &mut Workspace::default(), &mut || ()).unwrap();
+        for kernel in bf16::Kernel::of_this_processor() {
+            let ours = Encoder::assemble(Kernel::Bf16(kernel), small(), &weights).unwrap();
+            let (mut at, mut pauses) = (Workspace::default(), 0);
+            // The second time in memory that holds the results of the first.
+            for _ in 0..2 {
+                let together = ours.embed(&sequences, &mut at, &mut || pauses += 1).unwrap();
+                for ((sequence, exact), ours_together) in sequences.iter().zip(&exact).zip(&together) {
+                    let cosine: f32 = ours_together.iter().zip(exact).map(|(a, b)| a * b).sum();
+                    assert!(cosine > 0.9998, "{kernel:?}: the cosine is {cosine}");
+                    let alone = ours.embed(std::slice::from_ref(sequence), &mut at, &mut || ()).unwrap();
+                    assert_eq!(&alone[0], ours_together, "{kernel:?}: a vector depends on what is embedded with it");
+                }
+            }
+            assert!(pauses >= 8, "twice two layers of at least one group and one block");
+            let gelu = ours.gelu_seconds(100);
+            assert!(gelu.is_finite() && gelu >= 0.0);
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_that_of_the_precision_and_of_this_processor() {
+        let native = bf16::Kernel::fastest().is_native();
+        let automatic = if native { Precision::Bf16 } else { Precision::F32 };
+        assert_eq!(Kernel::of(Precision::Auto).unwrap().precision(), automatic);
+        assert_eq!(Kernel::of(Precision::F32).unwrap().precision(), Precision::F32);
+        assert_eq!(Kernel::of(Precision::Bf16).unwrap().precision(), Precision::Bf16);
+        assert!(Kernel::of(Precision::F16).is_none());
+        for kernel in bf16::Kernel::of_this_processor() {
+            println!("{}: {:.1} GFLOP/s in registers", kernel.name(), kernel.peak_flops() / 1e9);
+        }
+    }
+
+    #[test]
     fn a_token_or_a_place_that_the_model_does_not_have_is_an_error() {
-        let encoder = Encoder::assemble(Arch::new(), small(), &random_weights()).unwrap();
+        let encoder = Encoder::assemble(Kernel::of(Precision::F32).unwrap(), small(), &random_weights()).unwrap();
         let embed = |ids: Vec<u32>| encoder.embed(&[ids], &mut Workspace::default(), &mut || ()).map(|_| ());
         assert!(embed(vec![49; 40]).is_ok());
         assert!(embed(vec![1, 50]).unwrap_err().to_string().contains("token 50 at place 1"));

@@ -1,4 +1,5 @@
-//! The innermost loop of every product, and asking for memory before it is needed. The only unsafe code of this crate.
+//! The innermost loop of every product, and asking for memory before it is needed. Beside what
+//! computes in bf16 the only unsafe code of this crate.
 #![allow(unsafe_code)]
 
 use pulp::Simd;
@@ -31,20 +32,20 @@ pub(super) fn tile<S: Simd, const M: usize>(
     sums
 }
 
-/// Numbers in a line of the cache.
+/// Bytes of a line of the cache.
 #[cfg(target_arch = "x86_64")]
-const LINE: usize = 16;
+const LINE: usize = 64;
 
-/// Brings numbers into the second cache, in the background.
+/// Brings memory into the second cache, in the background.
 #[inline(always)]
-pub(super) fn prefetch(numbers: &[f32]) {
+pub(super) fn prefetch<T>(memory: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in numbers.chunks(LINE) {
+    for line in memory.chunks(LINE / size_of::<T>()) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: a prefetch reads and writes nothing a program can see, whatever the address; SSE, which it belongs
         // to, is part of every x86-64 processor.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = numbers;
+    let _ = memory;
 }

@@ -1,0 +1,111 @@
+//! A layer of the model, whatever kernels compute it.
+
+use candle_core::Result;
+use pulp::Arch;
+
+use super::kernels::Norm;
+use super::steps::Steps;
+use super::weights::{Shape, Weights};
+
+/// What the products and the attention of a layer are computed with. What is in the rows between two layers, and between
+/// the two parts of one, is in single precision with all of them.
+pub(super) trait Kernels: Copy {
+    /// Weights and bias of a product, as the kernels read them.
+    type Packed;
+    /// Memory of one thread, kept from one call to the next.
+    type Memory: Default;
+
+    /// Of weights as BERT's files have them: for each column of the result as many numbers as a row has.
+    fn pack(self, weights: &[f32], bias: &[f32]) -> Self::Packed;
+
+    /// Rows whose queries, keys and values are computed at a time, at least (unless there are no more): whole sequences.
+    fn attended_rows(self) -> usize;
+
+    /// Rows whose inner layer is computed at a time, so that it stays in the second cache.
+    fn inner_rows(self) -> usize;
+
+    /// The part of a layer that looks from one token to others. `rows` are those of sequences of these lengths.
+    fn attend(layer: &Layer<Self>, lengths: &[usize], rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
+
+    /// The part of a layer that each token has for itself.
+    fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
+
+    /// The first product of that part alone, with or without its GELU.
+    fn inner(layer: &Layer<Self>, rows: &[f32], gelu: bool, at: &mut Self::Memory);
+}
+
+/// Weights of a layer.
+pub(super) struct Layer<K: Kernels> {
+    pub kernels: K,
+    pub heads: usize,
+    pub head_width: usize,
+    pub qkv: K::Packed,
+    pub attended: K::Packed,
+    pub attended_norm: Norm,
+    pub inner: K::Packed,
+    pub outer: K::Packed,
+    pub outer_norm: Norm,
+}
+
+impl<K: Kernels> Layer<K> {
+    /// All layers of a model.
+    pub fn all(kernels: K, shape: &Shape, weights: &Weights) -> Result<Vec<Self>> {
+        let layer = |layer| Self::assemble(kernels, shape, weights, &format!("encoder.layer.{layer}"));
+        (0..shape.num_hidden_layers).map(layer).collect()
+    }
+
+    fn assemble(kernels: K, shape: &Shape, weights: &Weights, at: &str) -> Result<Self> {
+        let packed = |name: &str| -> Result<K::Packed> {
+            let numbers = |what: &str| weights.numbers(&format!("{at}.{name}.{what}"));
+            Ok(kernels.pack(&numbers("weight")?, &numbers("bias")?))
+        };
+        // Queries come divided by the root of their width.
+        #[allow(clippy::cast_precision_loss)]
+        let scale = (shape.head_width() as f32).sqrt().recip();
+        let queries_divided = |what: &str| -> Result<Vec<f32>> {
+            let mut numbers: Vec<f32> = weights.of_attention(at, what)?.flatten_all()?.to_vec1()?;
+            let queries = numbers.len() / 3;
+            numbers.iter_mut().take(queries).for_each(|x| *x *= scale);
+            Ok(numbers)
+        };
+        Ok(Self {
+            kernels,
+            heads: shape.num_attention_heads,
+            head_width: shape.head_width(),
+            qkv: kernels.pack(&queries_divided("weight")?, &queries_divided("bias")?),
+            attended: packed("attention.output.dense")?,
+            attended_norm: Norm::of(shape, weights, &format!("{at}.attention.output.LayerNorm"))?,
+            inner: packed("intermediate.dense")?,
+            outer: packed("output.dense")?,
+            outer_norm: Norm::of(shape, weights, &format!("{at}.output.LayerNorm"))?,
+        })
+    }
+
+    /// Numbers of a row.
+    pub fn width(&self) -> usize {
+        self.heads * self.head_width
+    }
+}
+
+impl Norm {
+    /// A layer normalisation by its name.
+    pub fn of(shape: &Shape, weights: &Weights, at: &str) -> Result<Self> {
+        #[allow(clippy::cast_possible_truncation, reason = "computed in f32 like the rest")]
+        let epsilon = shape.layer_norm_eps as f32;
+        let numbers = |what: &str| weights.numbers(&format!("{at}.{what}"));
+        Ok(Self { scale: numbers("weight")?, shift: numbers("bias")?, epsilon })
+    }
+}
+
+/// The vectors of an instruction set, as logs have it.
+pub(super) fn arch_name(arch: Arch) -> &'static str {
+    match arch {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => "avx512f",
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => "avx2",
+        Arch::Scalar => "scalar",
+        #[allow(unreachable_patterns, reason = "other architectures have other vectors")]
+        _ => "vectors",
+    }
+}
