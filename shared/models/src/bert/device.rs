@@ -17,7 +17,7 @@ pub(crate) struct Bert {
     shape: Shape,
     device: Device,
     downloads: Downloads,
-    /// What products are computed in; sums of many numbers are in single precision whatever it is.
+    /// What weights and rows are; sums of many numbers are in single precision whatever it is.
     precision: DType,
     words: Tensor,
     /// Embeddings of positions and of the only token type in use, added up.
@@ -43,7 +43,6 @@ struct Layer {
 struct Converted<'a> {
     weights: &'a Weights,
     shape: &'a Shape,
-    /// Of products.
     precision: DType,
 }
 
@@ -81,10 +80,9 @@ impl Bert {
 
     pub(super) fn assemble(shape: Shape, weights: &Weights, precision: DType) -> candle_core::Result<Self> {
         let converted = Converted { weights, shape: &shape, precision };
-        let rows = converted.of_rows();
-        let words = weights.get("embeddings.word_embeddings.weight")?.to_dtype(rows)?;
-        let positions = weights.positions()?.to_dtype(rows)?;
-        let nothing = Tensor::zeros(shape.hidden_size, rows, &weights.device)?;
+        let words = converted.get("embeddings.word_embeddings.weight")?;
+        let positions = weights.positions()?.to_dtype(precision)?;
+        let nothing = Tensor::zeros(shape.hidden_size, precision, &weights.device)?;
         let norm = converted.norm(&nothing, "embeddings.LayerNorm")?;
         let layers = (0..shape.num_hidden_layers)
             .map(|layer| Layer::assemble(&converted, &format!("encoder.layer.{layer}")))
@@ -142,10 +140,7 @@ impl Layer {
     fn assemble(weights: &Converted<'_>, at: &str) -> candle_core::Result<Self> {
         let get = |name: &str| weights.get(&format!("{at}.{name}"));
         let transposed = |name: &str| get(name)?.t()?.contiguous();
-        let norm = |bias: &str, at_norm: &str| {
-            let bias = weights.weights.get(&format!("{at}.{bias}"))?.to_dtype(weights.of_rows())?;
-            weights.norm(&bias, &format!("{at}.{at_norm}"))
-        };
+        let norm = |bias: &str, at_norm: &str| weights.norm(&get(bias)?, &format!("{at}.{at_norm}"));
         Ok(Self {
             qkv: weights.of_attention(at, "weight")?.t()?.contiguous()?,
             qkv_bias: weights.of_attention(at, "bias")?,
@@ -167,11 +162,6 @@ impl Layer {
 }
 
 impl Converted<'_> {
-    /// What rows are between the products: the mantissa of bf16 is too short to add to them twelve times.
-    fn of_rows(&self) -> DType {
-        if self.precision == DType::BF16 { DType::F32 } else { self.precision }
-    }
-
     fn get(&self, name: &str) -> candle_core::Result<Tensor> {
         self.weights.get(name)?.to_dtype(self.precision)
     }
@@ -186,8 +176,7 @@ impl Converted<'_> {
     }
 
     fn norm(&self, bias: &Tensor, at: &str) -> candle_core::Result<AddNorm> {
-        let of_rows = |name: &str| self.weights.get(&format!("{at}.{name}"))?.to_dtype(self.of_rows());
-        let (scale, shift) = (of_rows("weight")?, of_rows("bias")?);
+        let (scale, shift) = (self.get(&format!("{at}.weight"))?, self.get(&format!("{at}.bias"))?);
         AddNorm::new(bias, &scale, &shift, self.shape.layer_norm_eps)
     }
 }

@@ -6,9 +6,8 @@ use candle_nn::ops::{layer_norm, softmax_last_dim};
 
 use super::layout::Layout;
 
-/// Rows times weights in the weights' precision, added up in single precision.
+/// Rows times weights, added up in single precision.
 pub(super) fn product(rows: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let rows = rows.to_dtype(weights.dtype())?;
     if rows.dtype() == DType::BF16 && rows.device().is_cpu() {
         // candle has no such product there. This is the same one, and how tests see what a GPU computes.
         return rows.to_dtype(DType::F32)?.matmul(&weights.to_dtype(DType::F32)?)?.to_dtype(DType::BF16);
@@ -37,7 +36,6 @@ impl AddNorm {
     /// Layer normalisation of x + bias + residual for each row.
     pub fn apply(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let [bias, scale, shift] = [self.rows.get(0)?, self.rows.get(1)?, self.rows.get(2)?];
-        let x = x.to_dtype(residual.dtype())?;
         layer_norm(&(x.broadcast_add(&bias)? + residual)?, &scale, &shift, self.epsilon)
     }
 }
