@@ -121,7 +121,8 @@ fn tile(left: &[Line], part: usize, panel: &[Line]) -> [[__m512; VECTORS]; ROWS]
     for (block, weights) in left.as_chunks::<BLOCK>().0.iter().zip(panel.as_chunks::<PANEL_STEP>().0) {
         let Some(rows) = block.as_chunks::<ROWS>().0.get(part) else { return sums };
         let [low, high] = weights.as_chunks::<PAIRS>().0 else { return sums };
-        for (place, (low, high)) in low.iter().zip(high).enumerate() {
+        for place in 0..PAIRS {
+            let (Some(low), Some(high)) = (low.get(place), high.get(place)) else { return sums };
             let weights = [pairs(low), pairs(high)];
             for (sums, row) in sums.iter_mut().zip(rows) {
                 let x = pair(row.0.get(place).copied().unwrap_or(0));
