@@ -25,13 +25,13 @@ pub enum DeviceChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// The fastest of those whose rankings are as good as those of `F32`: `Bf16` where the processor multiplies it, `F16`
+    /// The fastest whose rankings are as good as those of `F32`: `Bf16` where the processor multiplies it, `F16`
     /// on a GPU, else `F32`.
     #[default]
     Auto,
     /// Single precision.
     F32,
-    /// Products of numbers rounded to bf16, added up in single precision.
+    /// Products of numbers rounded to bf16, added up in single precision; on a processor only.
     Bf16,
     /// Half precision; on a GPU only.
     F16,
@@ -68,7 +68,7 @@ pub struct ModelConfig {
     pub threads: usize,
     /// `auto`, `cpu` or `cuda`.
     pub device: DeviceChoice,
-    /// `auto`, `f32`, `bf16` or `f16` (GPU only). It is part of the model's id in records; vectors of these may be mixed
+    /// `auto`, `f32`, `bf16` (processor only) or `f16` (GPU only). It is part of the model's id in records; vectors of these may be mixed
     /// in one collection.
     pub precision: Precision,
     /// Tokens computed at once, at most (one text may exceed it). More is faster up to a point and takes more

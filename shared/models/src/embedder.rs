@@ -10,7 +10,7 @@ use tracing::info;
 use crate::batching::{Batcher, Texts};
 use crate::bert::{self, Bert, Loaded};
 use crate::processor::Processor;
-use crate::workers::Workers;
+use crate::workers::{BYTES_PER_TOKEN, Workers};
 use crate::{ModelConfig, ModelError, ModelFiles, Precision, Tokenizer, gpu, hashing, metric};
 
 /// An embedding model, loaded. Calls block and may come from several threads; they share its threads.
@@ -52,9 +52,6 @@ struct OnPool<'a> {
     tokenizer: &'a Tokenizer,
     pool: &'a ThreadPool,
 }
-
-/// Bytes of a token, roughly.
-const BYTES_PER_TOKEN: usize = 4;
 
 impl Texts for OnPool<'_> {
     fn lengths(&self) -> Vec<usize> {
@@ -209,9 +206,7 @@ mod tests {
             files => files.unwrap(),
         };
         let texts: Vec<&str> = reference.texts.iter().map(|text| text.text.as_str()).collect();
-        for (precision, name, least) in
-            [(Precision::F32, "f32", 0.999_999), (Precision::Auto, "f16", 0.9998), (Precision::Bf16, "bf16", 0.999)]
-        {
+        for (precision, name, least) in [(Precision::F32, "f32", 0.999_999), (Precision::Auto, "f16", 0.9998)] {
             let (bert, precision) = bert::load_by_candle(files.dir().unwrap(), precision, files.max_tokens()).unwrap();
             let embedder = Embedder {
                 tokenizer: Tokenizer::load(&files).unwrap(),

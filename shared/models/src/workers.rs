@@ -12,7 +12,7 @@ use crate::pinning::pin;
 use crate::queue::{Queue, Urgency};
 
 /// Bytes of a text for each token, roughly: only the size of tasks depends on it.
-const BYTES_PER_TOKEN: usize = 4;
+pub(crate) const BYTES_PER_TOKEN: usize = 4;
 
 /// A vector for each text, in order, and how many tokens that were.
 pub(crate) type Computed = Result<(Vec<Vec<f32>>, usize), ModelError>;

@@ -1,19 +1,10 @@
 //! The steps of the model between the products, as candle offers them on whatever device the tensors are. In half
 //! precision, layer normalisation and softmax add up in single precision all the same: so are candle's kernels.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::ops::{layer_norm, softmax_last_dim};
 
 use super::layout::Layout;
-
-/// Rows times weights, added up in single precision.
-pub(super) fn product(rows: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    if rows.dtype() == DType::BF16 && rows.device().is_cpu() {
-        // candle has no such product there. This is the same one, and how tests see what a GPU computes.
-        return rows.to_dtype(DType::F32)?.matmul(&weights.to_dtype(DType::F32)?)?.to_dtype(DType::BF16);
-    }
-    rows.matmul(weights)
-}
 
 /// gelu(x + bias) for each row.
 pub(super) fn bias_gelu(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -60,8 +51,8 @@ impl SelfAttention<'_> {
                 .permute((2, 0, 3, 1, 4))?
                 .contiguous()?;
             let (query, key, value) = (rows.get(0)?, rows.get(1)?, rows.get(2)?);
-            let weights = softmax_last_dim(&group.without_padding(product(&query, &key.t()?)?)?)?;
-            product(&weights, &value)?.transpose(1, 2)?.reshape((count * length, width))
+            let weights = softmax_last_dim(&group.without_padding(query.matmul(&key.t()?)?)?)?;
+            weights.matmul(&value)?.transpose(1, 2)?.reshape((count * length, width))
         })
     }
 }
