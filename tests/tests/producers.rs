@@ -21,7 +21,7 @@ const LANES: i32 = 4;
 const TENANTS: [&str; 2] = ["acme", "beta"];
 const DOCUMENTS: usize = 12;
 const VERSIONS: usize = 4;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 const PYTHON_CLIENT: &str = "confluent-kafka[avro,schemaregistry]==2.12.2";
 
 /// A client, and how it keys what it writes.
