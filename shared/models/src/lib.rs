@@ -50,7 +50,5 @@ pub use config::{DeviceChoice, ModelConfig, Precision, TEST_MODEL};
 pub use embedder::Embedder;
 pub use error::ModelError;
 pub use files::ModelFiles;
-#[cfg(feature = "embedder")]
-pub use peak::peak_flops;
 pub use prepare::prepare;
 pub use tokenizer::Tokenizer;

@@ -10,13 +10,6 @@ const SUMS: usize = 12;
 /// Additions to each of them, in a round of some milliseconds.
 const ADDITIONS: usize = 1_000_000;
 
-/// Floating-point operations a second that so many threads reach at best, in single precision and with the vectors that
-/// the model is computed with. Takes about a tenth of a second.
-#[must_use]
-pub fn peak_flops(threads: usize) -> f64 {
-    of(threads, || single(Arch::new()))
-}
-
 /// What so many threads reach together, each in the best of some rounds.
 pub(crate) fn of(threads: usize, round: impl Fn() -> f64 + Sync) -> f64 {
     let rounds = || (0..10).map(|_| round()).fold(0.0, f64::max);
