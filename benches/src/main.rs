@@ -1,5 +1,6 @@
 //! Weir's benchmarks: ratios against something public in the same run.
 
+mod chunking;
 mod concurrent;
 mod embed;
 mod outage;
@@ -63,6 +64,8 @@ enum Bench {
     Memory,
     /// State: throughput with and without, and the time to own a lane with a million keys.
     State,
+    /// How fast texts are cut into chunks, on one core.
+    Chunking,
     /// 10,000 records of one partition side by side, by key, with 0 to 5 ms of work each.
     Concurrent,
     /// The provider of models goes down for two minutes of five; fails when a target is missed.
@@ -78,6 +81,7 @@ impl Bench {
             Self::Latency => "latency",
             Self::Memory => "memory",
             Self::State => "state",
+            Self::Chunking => "chunking",
             Self::Concurrent => "concurrent",
             Self::Outage => "outage",
         }
@@ -148,6 +152,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
         Bench::Latency => pipeline::latency(100).await,
         Bench::Memory => pipeline::memory(arguments.short_documents).await,
         Bench::State => tokio::task::block_in_place(|| state::run(arguments.keys)),
+        Bench::Chunking => chunking::run(arguments.rounds).await,
         Bench::Concurrent => concurrent::run(arguments.rounds).await,
         Bench::Outage => outage::run(Duration::from_secs(arguments.part_seconds)).await,
     }
