@@ -64,7 +64,7 @@ enum Bench {
     Memory,
     /// State: throughput with and without, and the time to own a lane with a million keys.
     State,
-    /// How fast texts are cut into chunks, on one core.
+    /// How fast the chunk service cuts texts, on one core.
     Chunking,
     /// 10,000 records of one partition side by side, by key, with 0 to 5 ms of work each.
     Concurrent,
@@ -152,7 +152,7 @@ async fn measure(bench: Bench, arguments: &Arguments) -> Result<Value> {
         Bench::Latency => pipeline::latency(100).await,
         Bench::Memory => pipeline::memory(arguments.short_documents).await,
         Bench::State => tokio::task::block_in_place(|| state::run(arguments.keys)),
-        Bench::Chunking => chunking::run(arguments.rounds).await,
+        Bench::Chunking => chunking::run().await,
         Bench::Concurrent => concurrent::run(arguments.rounds).await,
         Bench::Outage => outage::run(Duration::from_secs(arguments.part_seconds)).await,
     }

@@ -17,13 +17,13 @@ use crate::scrape::Metrics;
 use crate::{at_least, at_most, percentile};
 
 const LANES: i32 = 4;
-const TENANT: &str = "bench";
+pub(crate) const TENANT: &str = "bench";
 /// Longest wait for the next document or answer.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// What a document passes, and the stages of each service.
 const SERVICES: [(&str, &[&str]); 4] =
     [("ingest", &["route-documents", "extract"]), ("chunk", &["chunk"]), ("embed", &["embed"]), ("index", &["index"])];
-const REAL_MODEL: [(&str, &str); 1] = [("WEIR_MODEL__NAME", "all-MiniLM-L6-v2")];
+pub(crate) const REAL_MODEL: [(&str, &str); 1] = [("WEIR_MODEL__NAME", "all-MiniLM-L6-v2")];
 /// One document to warm up with for so many that are measured.
 const WARM_UP: usize = 3;
 /// Questions asked while memory is measured.
@@ -76,7 +76,7 @@ async fn wait_indexed(pipeline: &Pipeline, reader: &mut TopicReader<DocumentStat
 }
 
 /// Starts a service on a port of its own, where its metrics can be had.
-fn start(pipeline: &mut Pipeline, service: &str, settings: &[(&str, &str)]) -> Result<u16> {
+pub(crate) fn start(pipeline: &mut Pipeline, service: &str, settings: &[(&str, &str)]) -> Result<u16> {
     let port = free_ports(1)?.into_iter().next().unwrap_or_default();
     let listen = format!("127.0.0.1:{port}");
     let settings: Vec<_> = settings.iter().copied().chain([("WEIR_HTTP__LISTEN", listen.as_str())]).collect();
