@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::bert::{Encoder, Step, Steps, Workspace};
+use crate::bert::{Encoder, Step, Steps, Team, Workspace};
 use crate::workers::{Compute, Computed};
 use crate::{ModelError, Tokenizer, metric};
 
@@ -14,6 +14,7 @@ pub(crate) struct Processor {
 
 impl Compute for Processor {
     type Memory = Workspace;
+    type Team = (Team, usize);
 
     fn compute(&self, texts: &[String], memory: &mut Workspace, between: &mut dyn FnMut()) -> Computed {
         let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
@@ -22,6 +23,20 @@ impl Compute for Processor {
         metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(tokens as f64);
         let vectors = self.encoder.embed(&sequences, memory, between);
         Ok((vectors.map_err(|error| ModelError::Compute(error.to_string()))?, tokens))
+    }
+
+    fn team(&self, texts: &[&str], threads: usize) -> Result<Option<(Team, usize)>, ModelError> {
+        let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let tokens = sequences.iter().map(Vec::len).sum();
+        let team = self.encoder.team(&sequences, threads);
+        Ok(team.map_err(|error| ModelError::Compute(error.to_string()))?.map(|team| (team, tokens)))
+    }
+
+    fn join(&self, (team, tokens): &(Team, usize), memory: &mut Workspace) -> Option<Computed> {
+        let vectors = self.encoder.join(team, memory)?;
+        #[allow(clippy::cast_precision_loss)]
+        metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(*tokens as f64);
+        Some(Ok((vectors, *tokens)))
     }
 }
 

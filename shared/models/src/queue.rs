@@ -28,12 +28,14 @@ struct Waiting<T> {
     bulk: VecDeque<T>,
     /// Interactive tasks taken since the last bulk task.
     overtaken: usize,
+    /// Threads that wait for a task.
+    idle: usize,
     closed: bool,
 }
 
 impl<T> Queue<T> {
     pub fn new() -> Self {
-        let waiting = Waiting { interactive: VecDeque::new(), bulk: VecDeque::new(), overtaken: 0, closed: false };
+        let waiting = Waiting { interactive: VecDeque::new(), bulk: VecDeque::new(), overtaken: 0, idle: 0, closed: false };
         Self { waiting: Mutex::new(waiting), more: Condvar::new() }
     }
 
@@ -58,13 +60,21 @@ impl<T> Queue<T> {
             if let Some(task) = waiting.next() {
                 return Some(task);
             }
+            waiting.idle += 1;
             waiting = self.more.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting.idle -= 1;
         }
     }
 
     /// A task that does not want to wait until those in work are done.
     pub fn next_interactive(&self) -> Option<T> {
         self.lock().interactive.pop_front()
+    }
+
+    /// Threads for which there is nothing to do.
+    pub fn idle(&self) -> usize {
+        let waiting = self.lock();
+        waiting.idle.saturating_sub(waiting.interactive.len() + waiting.bulk.len())
     }
 
     /// Nobody takes anything any more.

@@ -1,5 +1,6 @@
 //! Threads that turn texts into vectors. A call is cut into tasks; each is tokenized and computed by one thread, so
-//! that the texts of later tasks are tokenized while earlier ones are computed.
+//! that the texts of later tasks are tokenized while earlier ones are computed. What is little, and comes while no thread
+//! has anything to do, they compute together.
 
 use std::any::Any;
 use std::cmp::Reverse;
@@ -21,13 +22,21 @@ pub(crate) type Computed = Result<(Vec<Vec<f32>>, usize), ModelError>;
 pub(crate) trait Compute: Send + Sync + 'static {
     /// What a thread keeps from one task to the next.
     type Memory: Default;
+    /// A few texts that threads compute together.
+    type Team: Send + Sync + 'static;
 
     /// A vector for each text, in order, and how many tokens that were. Calls `between` every few milliseconds.
     fn compute(&self, texts: &[String], memory: &mut Self::Memory, between: &mut dyn FnMut()) -> Computed;
+
+    /// Texts for so many threads to compute together; none where they are too little for that.
+    fn team(&self, texts: &[&str], threads: usize) -> Result<Option<Self::Team>, ModelError>;
+
+    /// Takes part until all is computed, however few others do. For one thread, what came of it.
+    fn join(&self, team: &Self::Team, memory: &mut Self::Memory) -> Option<Computed>;
 }
 
 /// See the module.
-pub(crate) struct Workers<C> {
+pub(crate) struct Workers<C: Compute> {
     shared: Arc<Shared<C>>,
     threads: Vec<JoinHandle<()>>,
     /// Tokens of a text, at most.
@@ -36,22 +45,30 @@ pub(crate) struct Workers<C> {
     task: usize,
 }
 
-struct Shared<C> {
+struct Shared<C: Compute> {
     compute: C,
-    queue: Queue<Task>,
+    queue: Queue<Task<C::Team>>,
 }
 
-struct Task {
+enum Task<T> {
+    /// Texts for one thread.
+    Alone(Own),
+    /// For each thread that can come.
+    Together(Arc<T>, mpsc::Sender<Result<Computed, Panic>>),
+}
+
+struct Own {
     /// Places of the texts in their call.
     places: Vec<usize>,
     texts: Vec<String>,
     answer: mpsc::Sender<Answer>,
 }
 
+type Panic = Box<dyn Any + Send>;
+
 struct Answer {
     places: Vec<usize>,
-    /// The outer error is a panic.
-    result: Result<Computed, Box<dyn Any + Send>>,
+    result: Result<Computed, Panic>,
 }
 
 impl<C: Compute> Workers<C> {
@@ -84,6 +101,9 @@ impl<C: Compute> Workers<C> {
     /// A vector for each text, in order, and how many tokens that were. Blocks. A few short texts do not wait until
     /// what came before is done.
     pub fn run(&self, texts: &[&str]) -> Computed {
+        if let Some(computed) = self.together(texts) {
+            return computed;
+        }
         let (sender, answers) = mpsc::channel();
         let (urgency, tasks) = self.cut(texts, &sender);
         drop(sender);
@@ -109,12 +129,38 @@ impl<C: Compute> Workers<C> {
         failed.map_or(Ok((vectors, all_tokens)), Err)
     }
 
+    /// What the threads make of texts together, if these are little and several threads have nothing else to do.
+    fn together(&self, texts: &[&str]) -> Option<Computed> {
+        let threads = self.threads.len();
+        let tokens: usize = texts.iter().map(|text| self.tokens(text)).sum();
+        if self.shared.queue.idle() < 2 || tokens > threads * self.task {
+            return None;
+        }
+        let team = match self.shared.compute.team(texts, threads) {
+            Ok(team) => Arc::new(team?),
+            Err(error) => return Some(Err(error)),
+        };
+        let (sender, answers) = mpsc::channel();
+        let tasks = (0..threads).map(|_| Task::Together(Arc::clone(&team), sender.clone()));
+        self.shared.queue.add(Urgency::Interactive, tasks);
+        drop(sender);
+        match answers.recv() {
+            Ok(Ok(computed)) => Some(computed),
+            Ok(Err(panic)) => resume_unwind(panic),
+            Err(mpsc::RecvError) => Some(Err(ModelError::Compute("the threads have ended".into()))),
+        }
+    }
+
+    /// Tokens of a text, roughly.
+    fn tokens(&self, text: &str) -> usize {
+        (text.len() / BYTES_PER_TOKEN + 2).min(self.longest)
+    }
+
     /// Tasks of texts of similar length, the longest first: the short ones fill the gaps at the end.
-    fn cut(&self, texts: &[&str], answer: &mpsc::Sender<Answer>) -> (Urgency, Vec<Task>) {
+    fn cut(&self, texts: &[&str], answer: &mpsc::Sender<Answer>) -> (Urgency, Vec<Task<C::Team>>) {
         let mut waiting: Vec<(usize, usize, &str)> = Vec::with_capacity(texts.len());
         for (place, text) in texts.iter().enumerate() {
-            let tokens = (text.len() / BYTES_PER_TOKEN + 2).min(self.longest);
-            waiting.push((tokens, place, text));
+            waiting.push((self.tokens(text), place, text));
         }
         waiting.sort_by_key(|(tokens, ..)| Reverse(*tokens));
         let all: usize = waiting.iter().map(|(tokens, ..)| tokens).sum();
@@ -131,13 +177,13 @@ impl<C: Compute> Workers<C> {
             let (task, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
             rest = after;
             let (places, texts) = task.iter().map(|(_, place, text)| (*place, (*text).to_owned())).unzip();
-            tasks.push(Task { places, texts, answer: answer.clone() });
+            tasks.push(Task::Alone(Own { places, texts, answer: answer.clone() }));
         }
         (urgency, tasks)
     }
 }
 
-impl<C> Drop for Workers<C> {
+impl<C: Compute> Drop for Workers<C> {
     fn drop(&mut self) {
         self.shared.queue.close();
         for thread in self.threads.drain(..) {
@@ -162,12 +208,22 @@ impl<C: Compute> Shared<C> {
     }
 }
 
-impl Task {
-    fn run<C: Compute>(self, compute: &C, memory: &mut C::Memory, between: &mut dyn FnMut()) {
-        // Memory is written before it is read, whatever a panic left there.
-        let result = catch_unwind(AssertUnwindSafe(|| compute.compute(&self.texts, memory, between)));
-        // Nobody waits for it any more when an earlier task of the call has panicked.
-        let _ = self.answer.send(Answer { places: self.places, result });
+impl<T> Task<T> {
+    fn run<C: Compute<Team = T>>(self, compute: &C, memory: &mut C::Memory, between: &mut dyn FnMut()) {
+        // Memory is written before it is read, whatever a panic left there. Nobody waits for an answer any more when an
+        // earlier task of the call has panicked.
+        match self {
+            Self::Alone(Own { places, texts, answer }) => {
+                let result = catch_unwind(AssertUnwindSafe(|| compute.compute(&texts, memory, between)));
+                let _ = answer.send(Answer { places, result });
+            }
+            Self::Together(team, answer) => {
+                let result = catch_unwind(AssertUnwindSafe(|| compute.join(&team, memory)));
+                if let Some(result) = result.transpose() {
+                    let _ = answer.send(result);
+                }
+            }
+        }
     }
 }
 
@@ -175,6 +231,7 @@ impl Task {
 #[allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::panic)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
@@ -188,6 +245,8 @@ mod tests {
 
     impl<F: Fn(&str) + Send + Sync + 'static> Compute for Told<F> {
         type Memory = ();
+        /// Those who have come.
+        type Team = AtomicUsize;
 
         fn compute(&self, texts: &[String], (): &mut (), between: &mut dyn FnMut()) -> Computed {
             let name = texts.join("+");
@@ -199,6 +258,18 @@ mod tests {
                 return Err(ModelError::Tokenize { bytes: text.len(), reason: String::new() });
             }
             Ok((texts.iter().map(|text| vec![text.len() as f32]).collect(), texts.len()))
+        }
+
+        /// Of texts that say so.
+        fn team(&self, texts: &[&str], threads: usize) -> Result<Option<AtomicUsize>, ModelError> {
+            assert!(threads > 1);
+            Ok(texts.iter().any(|text| text.starts_with("together")).then(AtomicUsize::default))
+        }
+
+        fn join(&self, come: &AtomicUsize, (): &mut ()) -> Option<Computed> {
+            (self.between_layers)("join");
+            let last = come.fetch_add(1, Ordering::SeqCst) == 1;
+            last.then(|| Ok((vec![vec![7.0]], 1)))
         }
     }
 
@@ -230,6 +301,29 @@ mod tests {
         let [a, b] = bulk;
         let expected = [&format!("begin {a}"), "begin ?", "end ?", &format!("end {a}"), &format!("begin {b}")];
         assert_eq!(*workers.compute().seen.lock().unwrap().get(..5).unwrap(), expected);
+    }
+
+    /// Waits until so many threads have nothing to do.
+    fn wait_idle<C: Compute>(workers: &Workers<C>, threads: usize) {
+        while workers.shared.queue.idle() < threads {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn threads_that_have_nothing_to_do_compute_what_is_little_together() {
+        let workers = told(2, |_| ());
+        wait_idle(&workers, 2);
+        assert_eq!(workers.run(&["together"]).unwrap(), (vec![vec![7.0]], 1));
+        wait_idle(&workers, 2);
+        let long = "x".repeat(100);
+        assert_eq!(workers.run(&["together", &long, &long]).unwrap().0, [[8.0], [100.0], [100.0]], "that is not little");
+        let alone = told(1, |_| ());
+        wait_idle(&alone, 1);
+        assert_eq!(alone.run(&["together"]).unwrap().0, [[8.0]], "there is nobody to do it together with");
+        let panicking = told(2, |name| assert!(name != "join", "as the test wants it"));
+        wait_idle(&panicking, 2);
+        assert!(catch_unwind(AssertUnwindSafe(|| panicking.run(&["together"]))).is_err());
     }
 
     #[test]

@@ -15,11 +15,13 @@ pub(super) struct Attention<'a> {
     pub qkv: &'a [f32],
     /// Rows of each sequence.
     pub lengths: &'a [usize],
+    /// The first row of `out` among those of all sequences.
+    pub first: usize,
     pub heads: usize,
     /// Components of a head: a multiple of 16.
     pub head_width: usize,
     pub scratch: &'a mut Scratch,
-    /// What each token takes from the others: a row of heads * `head_width` for each.
+    /// What tokens take from the others: a row of heads * `head_width` for each.
     pub out: &'a mut [f32],
 }
 
@@ -50,10 +52,19 @@ impl WithSimd for Attention<'_> {
         let panel = VECTORS * S::F32_LANES;
         let components = self.head_width.next_multiple_of(panel);
         let (mut qkv, mut rest) = (self.qkv, self.out);
+        let (mut begin, mut next) = (0, self.first);
         for length in self.lengths {
             let (sequence, qkv_rest) = qkv.split_at(length * 3 * width);
-            let (result, out_rest) = rest.split_at_mut(length * width);
-            (qkv, rest) = (qkv_rest, out_rest);
+            qkv = qkv_rest;
+            let (skipped, end) = (next.saturating_sub(begin), begin + length);
+            begin = end;
+            let count = end.saturating_sub(next).min(rest.len() / width);
+            if count == 0 {
+                continue;
+            }
+            let (result, out_rest) = rest.split_at_mut(count * width);
+            rest = out_rest;
+            next += count;
             let padded = length.next_multiple_of(panel);
             let keys = self.scratch.keys.first(padded * self.head_width);
             let values = self.scratch.values.first(length * components);
@@ -74,12 +85,13 @@ impl WithSimd for Attention<'_> {
                     from,
                     head_width: self.head_width,
                     length: *length,
+                    skipped,
                     keys,
                     values,
                     weights,
                     out: &mut *result,
                 };
-                queries.all::<S>(*length);
+                queries.all::<S>(count);
             }
         }
     }
@@ -110,7 +122,7 @@ fn lay_values<'a>(rows: impl Iterator<Item = &'a [f32]>, panel: usize, length: u
     }
 }
 
-/// All queries of one head of one sequence.
+/// Queries of one head of one sequence.
 struct Queries<'a, S: Simd> {
     simd: S,
     /// Rows of query, key and value.
@@ -121,6 +133,8 @@ struct Queries<'a, S: Simd> {
     from: usize,
     head_width: usize,
     length: usize,
+    /// Rows before the first of these queries.
+    skipped: usize,
     keys: &'a [f32],
     values: &'a [f32],
     weights: &'a mut [f32],
@@ -135,7 +149,7 @@ impl<S: Simd> Tiles for Queries<'_, S> {
         let padded = self.length.next_multiple_of(panel);
         let (from, to) = (self.from, self.from + self.head_width);
 
-        let queries = rows::<M>(self.sequence, 3 * self.width, first, from, to);
+        let queries = rows::<M>(self.sequence, 3 * self.width, self.skipped + first, from, to);
         for (place, keys) in self.keys.chunks_exact(panel * self.head_width).enumerate() {
             let products = tile::<S, M>(simd, queries, S::as_simd_f32s(keys).0.as_chunks().0);
             for (row, products) in products.iter().enumerate() {
@@ -225,6 +239,7 @@ pub(super) mod tests {
             lengths in prop::collection::vec(1usize..70, 1..4),
             heads in 1usize..4,
             blocks in 1usize..4,
+            cut in 0usize..=100,
             seed in any::<u32>(),
         ) {
             let head_width = 16 * blocks;
@@ -238,7 +253,12 @@ pub(super) mod tests {
                 scratch.weights.first(MOST_ROWS * 200).fill(f32::NAN);
                 scratch.values.first(200 * head_width).fill(0.5);
                 let (lengths, qkv) = (lengths.as_slice(), qkv.as_slice());
-                Attention { qkv, lengths, heads, head_width, scratch: &mut scratch, out: &mut out }.run(arch);
+                // In two calls, wherever the second begins.
+                let first = rows * cut / 100;
+                let (before, behind) = out.split_at_mut(first * heads * head_width);
+                for (first, out) in [(0, before), (first, behind)] {
+                    Attention { qkv, lengths, first, heads, head_width, scratch: &mut scratch, out }.run(arch);
+                }
                 for (ours, exact) in out.iter().zip(&exact) {
                     prop_assert!((f64::from(*ours) - exact).abs() < 1e-5, "{arch:?}: {ours} is not {exact}");
                 }

@@ -6,9 +6,9 @@ use pulp::Arch;
 use super::aligned::Aligned;
 use super::bf16;
 use super::kernels::{self, Norm};
-use super::layer::{Kernels, Layer, arch_name};
-use super::single;
+use super::layer::{Kernels, Layer, Room, Sequences, arch_name};
 use super::steps::{Step, Steps};
+use super::together::Together;
 use super::weights::{Shape, Weights};
 use crate::{Precision, peak};
 
@@ -74,13 +74,21 @@ enum Layers {
     Bf16(Vec<Layer<bf16::Kernel>>),
 }
 
+/// Sequences that several threads compute together.
+pub(crate) struct Team(TeamOf);
+
+enum TeamOf {
+    F32(Together<Arch>),
+    Bf16(Together<bf16::Kernel>),
+}
+
 /// Memory of one thread, kept from one call to the next.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Workspace {
     lengths: Vec<usize>,
     rows: Aligned,
-    f32: single::Memory,
-    bf16: bf16::Memory,
+    f32: Room<Arch>,
+    bf16: Room<bf16::Kernel>,
     /// Where the time went.
     pub steps: Steps,
 }
@@ -147,15 +155,43 @@ impl Encoder {
             Layers::F32(layers) => compute(layers, lengths, rows, f32, steps, between),
             Layers::Bf16(layers) => compute(layers, lengths, rows, bf16, steps, between),
         }
-        let mut rest = &*rows;
-        let mean = |length: &usize| {
-            let (rows, after) = rest.split_at(length * width);
-            rest = after;
-            kernels::mean_unit(rows, width)
-        };
-        let vectors = lengths.iter().map(mean).collect();
+        let vectors = means(lengths, rows, width);
         steps.end(Step::Other);
         Ok(vectors)
+    }
+
+    /// Sequences for so many threads to compute together; none where there is too little of them.
+    ///
+    /// # Errors
+    /// As [`Encoder::embed`].
+    pub fn team(
+        &self,
+        sequences: &[Vec<u32>],
+        threads: usize,
+    ) -> std::result::Result<Option<Team>, UnknownToken> {
+        let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
+        let width = self.shape.hidden_size;
+        let mut rows = vec![0.0; lengths.iter().sum::<usize>() * width];
+        self.look_up(sequences, &mut rows)?;
+        self.norm.apply(self.arch, &mut rows);
+        let team = match &self.layers {
+            Layers::F32(layers) => Together::new(layers, lengths, &rows, threads).map(TeamOf::F32),
+            Layers::Bf16(layers) => Together::new(layers, lengths, &rows, threads).map(TeamOf::Bf16),
+        };
+        Ok(team.map(Team))
+    }
+
+    /// Takes part in the work on them until all of it is done. A vector for each of them, in order, for the thread that did
+    /// the last of it.
+    pub fn join(&self, team: &Team, at: &mut Workspace) -> Option<Vec<Vec<f32>>> {
+        let Workspace { f32, bf16, steps, .. } = at;
+        let width = self.shape.hidden_size;
+        let (lengths, rows) = match (&team.0, &self.layers) {
+            (TeamOf::F32(team), Layers::F32(layers)) => team.join(layers, f32, steps)?,
+            (TeamOf::Bf16(team), Layers::Bf16(layers)) => team.join(layers, bf16, steps)?,
+            _ => return None,
+        };
+        Some(means(lengths, &rows, width))
     }
 
     /// Seconds of the GELUs of so many rows in all layers: what a product with them takes longer.
@@ -186,12 +222,22 @@ impl Encoder {
     }
 }
 
+/// The vectors of sequences of these lengths.
+fn means(lengths: &[usize], mut rows: &[f32], width: usize) -> Vec<Vec<f32>> {
+    let mean = |length: &usize| {
+        let (own, after) = rows.split_at(length * width);
+        rows = after;
+        kernels::mean_unit(own, width)
+    };
+    lengths.iter().map(mean).collect()
+}
+
 /// What all layers make of the rows of sequences of these lengths.
 fn compute<K: Kernels>(
     layers: &[Layer<K>],
     lengths: &[usize],
     rows: &mut [f32],
-    at: &mut K::Memory,
+    at: &mut Room<K>,
     steps: &mut Steps,
     between: &mut dyn FnMut(),
 ) {
@@ -200,12 +246,14 @@ fn compute<K: Kernels>(
         for group in groups(lengths, layer.kernels.attended_rows()) {
             let (rows, after) = rest.split_at_mut(group.iter().sum::<usize>() * layer.width());
             rest = after;
-            K::attend(layer, group, rows, at, steps);
+            K::project(layer, rows, &mut at.qkv, &mut at.memory, steps);
+            let of = Sequences { qkv: &at.qkv, lengths: group, first: 0 };
+            K::attend(layer, of, rows, &mut at.memory, steps);
             between();
             steps.begin();
         }
         for rows in rows.chunks_mut(layer.kernels.inner_rows() * layer.width()) {
-            K::widen(layer, rows, at, steps);
+            K::widen(layer, rows, &mut at.memory, steps);
             between();
             steps.begin();
         }

@@ -12,11 +12,18 @@ use super::weights::{Shape, Weights};
 pub(super) trait Kernels: Copy {
     /// Weights and bias of a product, as the kernels read them.
     type Packed;
-    /// Memory of one thread, kept from one call to the next.
+    /// Those of the two products of the part that each token has for itself.
+    type Wide;
+    /// Rows of queries, keys and values.
+    type Qkv: Default + Send + Sync;
+    /// Memory of one thread for the rest, kept from one call to the next.
     type Memory: Default;
 
     /// Of weights as BERT's files have them: for each column of the result as many numbers as a row has.
     fn pack(self, weights: &[f32], bias: &[f32]) -> Self::Packed;
+
+    /// Of the same, of the product that widens a row and of the one that makes it what it was.
+    fn pack_wide(self, inner: Linear, outer: Linear) -> Self::Wide;
 
     /// Rows whose queries, keys and values are computed at a time, at least (unless there are no more): whole sequences.
     fn attended_rows(self) -> usize;
@@ -24,14 +31,48 @@ pub(super) trait Kernels: Copy {
     /// Rows whose inner layer is computed at a time, so that it stays in the second cache.
     fn inner_rows(self) -> usize;
 
-    /// The part of a layer that looks from one token to others. `rows` are those of sequences of these lengths.
-    fn attend(layer: &Layer<Self>, lengths: &[usize], rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
+    /// Queries, keys and values of rows.
+    fn project(layer: &Layer<Self>, rows: &[f32], qkv: &mut Self::Qkv, at: &mut Self::Memory, steps: &mut Steps);
+
+    /// Puts those of so many rows behind the first `after` of all, which are a multiple of 16.
+    fn put(layer: &Layer<Self>, part: &Self::Qkv, rows: usize, after: usize, all: &mut Self::Qkv);
+
+    /// The part of a layer that looks from one token to others. `rows` are some of those of the sequences.
+    fn attend(layer: &Layer<Self>, of: Sequences<'_, Self>, rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
 
     /// The part of a layer that each token has for itself.
     fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
 
     /// The first product of that part alone, with or without its GELU.
     fn inner(layer: &Layer<Self>, rows: &[f32], gelu: bool, at: &mut Self::Memory);
+}
+
+/// Sequences of which some rows are at hand.
+pub(super) struct Sequences<'a, K: Kernels> {
+    /// Queries, keys and values of all their rows.
+    pub qkv: &'a K::Qkv,
+    /// Rows of each.
+    pub lengths: &'a [usize],
+    /// The first row that is at hand.
+    pub first: usize,
+}
+
+/// Memory of one thread, kept from one call to the next.
+pub(super) struct Room<K: Kernels> {
+    pub memory: K::Memory,
+    pub qkv: K::Qkv,
+}
+
+impl<K: Kernels> Default for Room<K> {
+    fn default() -> Self {
+        Self { memory: K::Memory::default(), qkv: K::Qkv::default() }
+    }
+}
+
+/// Weights and bias of a product, as the files of the model have them.
+pub(super) struct Linear {
+    pub weights: Vec<f32>,
+    pub bias: Vec<f32>,
 }
 
 /// Weights of a layer.
@@ -42,9 +83,8 @@ pub(super) struct Layer<K: Kernels> {
     pub qkv: K::Packed,
     pub attended: K::Packed,
     pub attended_norm: Norm,
-    pub inner: K::Packed,
-    pub outer: K::Packed,
-    pub outer_norm: Norm,
+    pub wide: K::Wide,
+    pub wide_norm: Norm,
 }
 
 impl<K: Kernels> Layer<K> {
@@ -55,10 +95,11 @@ impl<K: Kernels> Layer<K> {
     }
 
     fn assemble(kernels: K, shape: &Shape, weights: &Weights, at: &str) -> Result<Self> {
-        let packed = |name: &str| -> Result<K::Packed> {
+        let linear = |name: &str| -> Result<Linear> {
             let numbers = |what: &str| weights.numbers(&format!("{at}.{name}.{what}"));
-            Ok(kernels.pack(&numbers("weight")?, &numbers("bias")?))
+            Ok(Linear { weights: numbers("weight")?, bias: numbers("bias")? })
         };
+        let attended = linear("attention.output.dense")?;
         // Queries come divided by the root of their width.
         #[allow(clippy::cast_precision_loss)]
         let scale = (shape.head_width() as f32).sqrt().recip();
@@ -73,11 +114,10 @@ impl<K: Kernels> Layer<K> {
             heads: shape.num_attention_heads,
             head_width: shape.head_width(),
             qkv: kernels.pack(&queries_divided("weight")?, &queries_divided("bias")?),
-            attended: packed("attention.output.dense")?,
+            attended: kernels.pack(&attended.weights, &attended.bias),
             attended_norm: Norm::of(shape, weights, &format!("{at}.attention.output.LayerNorm"))?,
-            inner: packed("intermediate.dense")?,
-            outer: packed("output.dense")?,
-            outer_norm: Norm::of(shape, weights, &format!("{at}.output.LayerNorm"))?,
+            wide: kernels.pack_wide(linear("intermediate.dense")?, linear("output.dense")?),
+            wide_norm: Norm::of(shape, weights, &format!("{at}.output.LayerNorm"))?,
         })
     }
 

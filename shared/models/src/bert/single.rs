@@ -4,25 +4,55 @@ use pulp::Arch;
 
 use super::aligned::Aligned;
 use super::attention::{Attention, Scratch};
-use super::layer::{Kernels, Layer};
+use super::layer::{Kernels, Layer, Linear, Sequences};
 use super::product::{Edge, Packed};
 use super::steps::{Step, Steps};
 
 /// Memory of one thread, kept from one call to the next.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    qkv: Aligned,
     attended: Aligned,
     inner: Aligned,
+    sums: Aligned,
     scratch: Scratch,
 }
 
+/// A part of the inner layer: the product that makes some of its columns, and what they add to the row.
+pub(super) struct Part {
+    inner: Packed,
+    outer: Packed,
+}
+
+/// Columns of the inner layer in a part: those of so many rows, the rows and what becomes of them fit into the second cache
+/// beside a panel, and a panel of either product fits into the first.
+const PART: usize = 384;
+
 impl Kernels for Arch {
     type Packed = Packed;
+    type Wide = Vec<Part>;
+    type Qkv = Aligned;
     type Memory = Memory;
 
     fn pack(self, weights: &[f32], bias: &[f32]) -> Packed {
         Packed::new(self, weights, bias)
+    }
+
+    fn pack_wide(self, inner: Linear, outer: Linear) -> Vec<Part> {
+        let (columns, width) = (inner.bias.len(), outer.bias.len());
+        let nothing = vec![0.0; width];
+        let part = |from: usize| {
+            let to = columns.min(from + PART);
+            let of_rows: Vec<f32> =
+                outer.weights.chunks_exact(columns).flat_map(|row| row.get(from..to).unwrap_or(&[])).copied().collect();
+            // What is added once only.
+            let bias = if from == 0 { &outer.bias } else { &nothing };
+            let inner_weights = inner.weights.get(from * width..to * width).unwrap_or(&[]);
+            Part {
+                inner: Packed::new(self, inner_weights, inner.bias.get(from..to).unwrap_or(&[])),
+                outer: Packed::new(self, &of_rows, bias),
+            }
+        };
+        (0..columns).step_by(PART).map(part).collect()
     }
 
     fn attended_rows(self) -> usize {
@@ -31,16 +61,26 @@ impl Kernels for Arch {
 
     /// A multiple of all tiles' heights.
     fn inner_rows(self) -> usize {
-        48
+        96
     }
 
-    fn attend(layer: &Layer<Self>, lengths: &[usize], rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
-        let Memory { qkv, attended, scratch, .. } = at;
-        let (heads, head_width) = (layer.heads, layer.head_width);
-        let (qkv, out) = (qkv.first(3 * rows.len()), attended.first(rows.len()));
-        layer.qkv.apply(rows, Edge::Write, qkv);
+    fn project(layer: &Layer<Self>, rows: &[f32], qkv: &mut Aligned, _: &mut Memory, steps: &mut Steps) {
+        layer.qkv.apply(rows, Edge::Write, qkv.first(3 * rows.len()));
         steps.end(Step::Products);
-        Attention { qkv, lengths, heads, head_width, scratch, out }.run(layer.kernels);
+    }
+
+    fn put(layer: &Layer<Self>, part: &Aligned, rows: usize, after: usize, all: &mut Aligned) {
+        let width = 3 * layer.width();
+        let slots = all.first((after + rows) * width).iter_mut().skip(after * width);
+        slots.zip(part.all()).for_each(|(slot, x)| *slot = *x);
+    }
+
+    fn attend(layer: &Layer<Self>, of: Sequences<'_, Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
+        let Memory { attended, scratch, .. } = at;
+        let (heads, head_width) = (layer.heads, layer.head_width);
+        let Sequences { qkv, lengths, first } = of;
+        let out = attended.first(rows.len());
+        Attention { qkv: qkv.all(), lengths, first, heads, head_width, scratch, out: &mut *out }.run(layer.kernels);
         steps.end(Step::Attention);
         layer.attended.apply(out, Edge::Add, rows);
         steps.end(Step::Products);
@@ -49,16 +89,25 @@ impl Kernels for Arch {
     }
 
     fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
-        let inner = at.inner.first(rows.len() / layer.width() * layer.inner.width());
-        layer.inner.apply(rows, Edge::Gelu, inner);
-        layer.outer.apply(inner, Edge::Add, rows);
+        let count = rows.len() / layer.width();
+        let sums = at.sums.first(rows.len());
+        sums.copy_from_slice(rows);
+        for Part { inner, outer } in &layer.wide {
+            let between = at.inner.first(count * inner.width());
+            inner.apply(rows, Edge::Gelu, between);
+            outer.apply(between, Edge::Add, sums);
+        }
+        rows.copy_from_slice(sums);
         steps.end(Step::Products);
-        layer.outer_norm.apply(layer.kernels, rows);
+        layer.wide_norm.apply(layer.kernels, rows);
         steps.end(Step::Norms);
     }
 
     fn inner(layer: &Layer<Self>, rows: &[f32], gelu: bool, at: &mut Memory) {
         let edge = if gelu { Edge::Gelu } else { Edge::Write };
-        layer.inner.apply(rows, edge, at.inner.first(rows.len() / layer.width() * layer.inner.width()));
+        let count = rows.len() / layer.width();
+        for Part { inner, .. } in &layer.wide {
+            inner.apply(rows, edge, at.inner.first(count * inner.width()));
+        }
     }
 }

@@ -19,11 +19,14 @@ pub(super) struct Attention<'a> {
     pub qkv: &'a [Line],
     /// Rows of each sequence.
     pub lengths: &'a [usize],
+    /// The first row of `out` among those of all sequences, and how many there are.
+    pub first: usize,
+    pub count: usize,
     pub heads: usize,
     /// Components of a head: a multiple of 16.
     pub head_width: usize,
     pub scratch: &'a mut Scratch,
-    /// What each token takes from the others: a row of heads * `head_width` for each.
+    /// What tokens take from the others: a row of heads * `head_width` for each.
     pub out: &'a mut [Line],
 }
 
@@ -45,15 +48,20 @@ pub(super) struct Scratch {
 impl Attention<'_> {
     /// Fills `out`.
     pub fn run(self) {
-        let Self { kernel, qkv, lengths, heads, head_width, scratch, out } = self;
+        let Self { kernel, qkv, lengths, first: begin, count, heads, head_width, scratch, out } = self;
         let engine = kernel.start();
         let width = heads * head_width;
         // Lines of a query, key or value of one head, and of a row of the matrices.
         let steps = head_width.div_ceil(STEP);
         let mut first = 0;
         for &length in lengths {
+            let wanted = begin.max(first)..(begin + count).min(first + length);
+            if wanted.is_empty() {
+                first += length;
+                continue;
+            }
             let panels = length.div_ceil(TILE_COLUMNS);
-            let queries = scratch.queries.first(lines_of(length, head_width));
+            let queries = scratch.queries.first(lines_of(wanted.len(), head_width));
             let keys = scratch.keys.first(panels * steps * PANEL_STEP);
             let values = scratch.values.first(panels * steps * PANEL_STEP);
             let scores = scratch.scores.first(TILE_ROWS * panels * TILE_COLUMNS);
@@ -62,13 +70,13 @@ impl Attention<'_> {
             for from in (0..heads).map(|head| head * head_width) {
                 let head = |part| Head { qkv, width, head_width, first, length, from: part * width + from };
                 kernel.dispatch(LayHead {
-                    parts: [head(0), head(1), head(2)],
+                    parts: [Head { first: wanted.start, length: wanted.len(), ..head(0) }, head(1), head(2)],
                     queries: &mut *queries,
                     keys: &mut *keys,
                     values: &mut *values,
                 });
-                for (left, done) in queries.chunks(TILE_ROWS * steps).zip((0..length).step_by(TILE_ROWS)) {
-                    let rows = TILE_ROWS.min(length - done);
+                for (left, done) in queries.chunks(TILE_ROWS * steps).zip(wanted.clone().step_by(TILE_ROWS)) {
+                    let rows = TILE_ROWS.min(wanted.end - done);
                     engine.multiply(Product { left, rows, steps, panels: keys, sums: &mut *scores });
                     let mut shares = [0.0; TILE_ROWS];
                     kernel.dispatch(Softmax { scores, rows, length, weights: &mut *weights, shares: &mut shares });
@@ -79,7 +87,7 @@ impl Attention<'_> {
                         shares,
                         rows,
                         head_width,
-                        first: first + done,
+                        first: done - begin,
                         from,
                         width,
                         out: &mut *out,
@@ -143,9 +151,9 @@ impl OnVectors for LayHead<'_> {
     #[inline(always)]
     fn run<S: Simd, R: Rounding>(self, _: S, _: R) {
         let [queries, keys, values] = self.parts;
-        let (length, steps) = (queries.length, queries.head_width.div_ceil(STEP));
+        let (length, steps) = (keys.length, queries.head_width.div_ceil(STEP));
         for step in 0..steps {
-            for row in 0..length {
+            for row in 0..queries.length {
                 if let Some(slot) = self.queries.get_mut(line_of(row, step, steps)) {
                     *slot = queries.line(row, step);
                 }
@@ -311,6 +319,7 @@ mod tests {
             lengths in prop::collection::vec(1usize..70, 1..4),
             heads in 1usize..4,
             blocks in 1usize..5,
+            cut in 0usize..=100,
             seed in any::<u32>(),
         ) {
             let head_width = 16 * blocks;
@@ -328,18 +337,23 @@ mod tests {
                 }
                 scratch.scores.first(10_000).fill(f32::NAN);
                 scratch.sums.first(10_000).fill(f32::NAN);
-                let mut out = vec![Line::default(); lines_of(rows, width)];
                 let (lengths, qkv) = (lengths.as_slice(), qkv.as_slice());
-                Attention { kernel, qkv, lengths, heads, head_width, scratch: &mut scratch, out: &mut out }.run();
-                for (place, exact) in exact.iter().enumerate() {
-                    let ours = f64::from(at(&out, width, place / width, place % width));
-                    // The result is rounded, and so is each weight: errors that are not all of one sign.
-                    let allowed = exact.abs() / 256.0 + 1.0 / 512.0;
-                    prop_assert!((ours - exact).abs() < allowed, "{kernel:?}: {ours} is not {exact}");
-                }
-                let rest = out.len() / width.div_ceil(STEP);
-                for (row, column) in (rows..rest).flat_map(|row| (0..width).map(move |column| (row, column))) {
-                    prop_assert!(at(&out, width, row, column) == 0.0, "{kernel:?} writes row {row} of {rows}");
+                // In two calls, wherever the second begins.
+                let cut = rows * cut / 100;
+                for (first, count) in [(0, cut), (cut, rows - cut)] {
+                    let mut out = vec![Line::default(); lines_of(count, width)];
+                    let scratch = &mut scratch;
+                    Attention { kernel, qkv, lengths, first, count, heads, head_width, scratch, out: &mut out }.run();
+                    for (place, exact) in exact.iter().skip(first * width).take(count * width).enumerate() {
+                        let ours = f64::from(at(&out, width, place / width, place % width));
+                        // The result is rounded, and so is each weight: errors that are not all of one sign.
+                        let allowed = exact.abs() / 256.0 + 1.0 / 512.0;
+                        prop_assert!((ours - exact).abs() < allowed, "{kernel:?}: {ours} is not {exact}");
+                    }
+                    let rest = out.len() / width.div_ceil(STEP);
+                    for (row, column) in (count..rest).flat_map(|row| (0..width).map(move |column| (row, column))) {
+                        prop_assert!(at(&out, width, row, column) == 0.0, "{kernel:?} writes row {row} of {count}");
+                    }
                 }
             }
         }

@@ -5,14 +5,13 @@ use super::lines::{Lines, lines_of};
 use super::product::{Edge, Packed};
 use super::{Kernel, Lay};
 use crate::bert::aligned::Aligned;
-use crate::bert::layer::{Kernels, Layer};
+use crate::bert::layer::{Kernels, Layer, Linear, Sequences};
 use crate::bert::steps::{Step, Steps};
 
 /// Memory of one thread, kept from one call to the next.
 #[derive(Debug, Default)]
 pub(in crate::bert) struct Memory {
     rounded: Lines,
-    qkv: Lines,
     attended: Lines,
     inner: Lines,
     sums: Aligned,
@@ -21,10 +20,17 @@ pub(in crate::bert) struct Memory {
 
 impl Kernels for Kernel {
     type Packed = Packed;
+    /// One after the other.
+    type Wide = [Packed; 2];
+    type Qkv = Lines;
     type Memory = Memory;
 
     fn pack(self, weights: &[f32], bias: &[f32]) -> Packed {
         Packed::new(self, weights, bias)
+    }
+
+    fn pack_wide(self, inner: Linear, outer: Linear) -> [Packed; 2] {
+        [inner, outer].map(|linear| Packed::new(self, &linear.weights, &linear.bias))
     }
 
     /// As many as a task usually has where the weights come slower than they are used.
@@ -41,16 +47,27 @@ impl Kernels for Kernel {
         }
     }
 
-    fn attend(layer: &Layer<Self>, lengths: &[usize], rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
-        let Memory { rounded, qkv, attended, sums, scratch, .. } = at;
+    fn project(layer: &Layer<Self>, rows: &[f32], qkv: &mut Lines, at: &mut Memory, steps: &mut Steps) {
+        let (width, count) = (layer.width(), rows.len() / layer.width());
+        let left = at.rounded.first(lines_of(count, width));
+        layer.kernels.dispatch(Lay { rows, width, to: &mut *left });
+        layer.qkv.apply(left, count, Edge::Write(qkv.first(lines_of(count, 3 * width))), &mut at.sums);
+        steps.end(Step::Products);
+    }
+
+    fn put(layer: &Layer<Self>, part: &Lines, rows: usize, after: usize, all: &mut Lines) {
+        let lines = |rows| lines_of(rows, 3 * layer.width());
+        let slots = all.first(lines(after) + lines(rows)).iter_mut().skip(lines(after));
+        slots.zip(part.all()).for_each(|(slot, line)| *slot = *line);
+    }
+
+    fn attend(layer: &Layer<Self>, of: Sequences<'_, Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
+        let Memory { attended, sums, scratch, .. } = at;
         let (kernel, width, heads, head_width) = (layer.kernels, layer.width(), layer.heads, layer.head_width);
         let count = rows.len() / width;
-        let left = rounded.first(lines_of(count, width));
-        let (qkv, out) = (qkv.first(lines_of(count, 3 * width)), attended.first(lines_of(count, width)));
-        kernel.dispatch(Lay { rows: &*rows, width, to: &mut *left });
-        layer.qkv.apply(left, count, Edge::Write(&mut *qkv), sums);
-        steps.end(Step::Products);
-        Attention { kernel, qkv, lengths, heads, head_width, scratch, out: &mut *out }.run();
+        let out = attended.first(lines_of(count, width));
+        let Sequences { qkv, lengths, first } = of;
+        Attention { kernel, qkv: qkv.all(), lengths, first, count, heads, head_width, scratch, out: &mut *out }.run();
         steps.end(Step::Attention);
         layer.attended.apply(out, count, Edge::Add(&mut *rows), sums);
         steps.end(Step::Products);
@@ -61,10 +78,11 @@ impl Kernels for Kernel {
     fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
         Self::inner(layer, rows, true, at);
         let count = rows.len() / layer.width();
-        let inner = at.inner.first(lines_of(count, layer.inner.width()));
-        layer.outer.apply(inner, count, Edge::Add(&mut *rows), &mut at.sums);
+        let [inner, outer] = &layer.wide;
+        let between = at.inner.first(lines_of(count, inner.width()));
+        outer.apply(between, count, Edge::Add(&mut *rows), &mut at.sums);
         steps.end(Step::Products);
-        layer.outer_norm.apply(layer.kernels.arch(), rows);
+        layer.wide_norm.apply(layer.kernels.arch(), rows);
         steps.end(Step::Norms);
     }
 
@@ -73,8 +91,9 @@ impl Kernels for Kernel {
         let count = rows.len() / width;
         let left = at.rounded.first(lines_of(count, width));
         layer.kernels.dispatch(Lay { rows, width, to: &mut *left });
-        let inner = at.inner.first(lines_of(count, layer.inner.width()));
-        let edge = if gelu { Edge::Gelu(inner) } else { Edge::Write(inner) };
-        layer.inner.apply(left, count, edge, &mut at.sums);
+        let [inner, _] = &layer.wide;
+        let between = at.inner.first(lines_of(count, inner.width()));
+        let edge = if gelu { Edge::Gelu(between) } else { Edge::Write(between) };
+        inner.apply(left, count, edge, &mut at.sums);
     }
 }

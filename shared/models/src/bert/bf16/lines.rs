@@ -59,11 +59,16 @@ pub(super) fn lines_of(rows: usize, width: usize) -> usize {
 
 /// Lines, kept from one use to the next. They never get fewer.
 #[derive(Debug, Default)]
-pub(super) struct Lines(Vec<Line>);
+pub(in crate::bert) struct Lines(Vec<Line>);
 
 impl Lines {
+    /// All of them.
+    pub(super) fn all(&self) -> &[Line] {
+        &self.0
+    }
+
     /// The first so many; what they hold is whatever was written there last.
-    pub fn first(&mut self, count: usize) -> &mut [Line] {
+    pub(super) fn first(&mut self, count: usize) -> &mut [Line] {
         if self.0.len() < count {
             self.0.resize(count, Line::default());
         }

@@ -16,7 +16,6 @@ mod product;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::layer::arch_name;
-pub(in crate::bert) use layer::Memory;
 use lines::{BLOCK, Line, STEP};
 
 /// Rows of a tile of sums, at most: two blocks.
