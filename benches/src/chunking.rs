@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use color_eyre::eyre::{Result, ensure};
+use color_eyre::eyre::Result;
 use serde_json::{Value, json};
 use weir_models::ModelConfig;
 use weir_testing::{Isolation, Pipeline};
 
 use crate::at_least;
-use crate::pipeline::{self, PATIENCE, REAL_MODEL, TENANT};
+use crate::pipeline::{self, LANES, PATIENCE, REAL_MODEL, TENANT};
 use crate::scrape::Metrics;
 
 /// Documents of the corpus, at most.
@@ -20,7 +20,7 @@ const WANTED: f64 = 5.0;
 pub async fn run() -> Result<Value> {
     weir_models::prepare(&ModelConfig::default()).await?;
     let broker = pipeline::stack();
-    let mut pipeline = Pipeline::new(&broker.stack, "chunking", 4).await;
+    let mut pipeline = Pipeline::new(&broker.stack, "chunking", LANES).await;
     let (documents, corpus) = pipeline::documents(DOCUMENTS);
     let expected = documents.len();
     pipeline.start("ingest", "0", &[]);
@@ -32,11 +32,11 @@ pub async fn run() -> Result<Value> {
     });
     pipeline.process("ingest", "0").terminate(Duration::from_secs(20));
     let port = pipeline::start(&mut pipeline, "chunk", &REAL_MODEL)?;
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while pipeline.topics.lag("chunk", "documents") > 0 {
-        ensure!(tokio::time::Instant::now() < deadline, "chunk does not finish\n{}", pipeline.outputs());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    tokio::task::block_in_place(|| {
+        pipeline.supervise_until("every document is cut", PATIENCE, |pipeline| {
+            pipeline.topics.lag("chunk", "documents") == 0
+        });
+    });
     let metrics = Metrics::of(port)?;
     let megabytes = metrics.sum("weir_chunk_text_bytes_total", "") / 1e6;
     let rate = megabytes / metrics.sum("weir_process_seconds_sum", "stage=\"chunk\"");

@@ -16,7 +16,7 @@ use weir_testing::{Broker, Pipeline, program};
 use crate::scrape::Metrics;
 use crate::{at_least, at_most, percentile};
 
-const LANES: i32 = 4;
+pub(crate) const LANES: i32 = 4;
 pub(crate) const TENANT: &str = "bench";
 /// Longest wait for the next document or answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);

@@ -32,8 +32,13 @@ impl Compute for Processor {
         Ok(team.map_err(|error| ModelError::Compute(error.to_string()))?.map(|team| (team, tokens)))
     }
 
-    fn join(&self, (team, tokens): &(Team, usize), memory: &mut Workspace) -> Option<Computed> {
-        let vectors = self.encoder.join(team, memory)?;
+    fn join(
+        &self,
+        (team, tokens): &(Team, usize),
+        memory: &mut Workspace,
+        between: &mut dyn FnMut(),
+    ) -> Option<Computed> {
+        let vectors = self.encoder.join(team, memory, between)?;
         #[allow(clippy::cast_precision_loss)]
         metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(*tokens as f64);
         Some(Ok((vectors, *tokens)))

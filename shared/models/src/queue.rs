@@ -35,7 +35,8 @@ struct Waiting<T> {
 
 impl<T> Queue<T> {
     pub fn new() -> Self {
-        let waiting = Waiting { interactive: VecDeque::new(), bulk: VecDeque::new(), overtaken: 0, idle: 0, closed: false };
+        let waiting =
+            Waiting { interactive: VecDeque::new(), bulk: VecDeque::new(), overtaken: 0, idle: 0, closed: false };
         Self { waiting: Mutex::new(waiting), more: Condvar::new() }
     }
 

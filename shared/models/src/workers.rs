@@ -31,8 +31,9 @@ pub(crate) trait Compute: Send + Sync + 'static {
     /// Texts for so many threads to compute together; none where they are too little for that.
     fn team(&self, texts: &[&str], threads: usize) -> Result<Option<Self::Team>, ModelError>;
 
-    /// Takes part until all is computed, however few others do. For one thread, what came of it.
-    fn join(&self, team: &Self::Team, memory: &mut Self::Memory) -> Option<Computed>;
+    /// Takes part until all is computed, however few others do. For one thread, what came of it. Calls `between` as
+    /// [`Compute::compute`] does.
+    fn join(&self, team: &Self::Team, memory: &mut Self::Memory, between: &mut dyn FnMut()) -> Option<Computed>;
 }
 
 /// See the module.
@@ -218,7 +219,7 @@ impl<T> Task<T> {
                 let _ = answer.send(Answer { places, result });
             }
             Self::Together(team, answer) => {
-                let result = catch_unwind(AssertUnwindSafe(|| compute.join(&team, memory)));
+                let result = catch_unwind(AssertUnwindSafe(|| compute.join(&team, memory, between)));
                 if let Some(result) = result.transpose() {
                     let _ = answer.send(result);
                 }
@@ -266,7 +267,7 @@ mod tests {
             Ok(texts.iter().any(|text| text.starts_with("together")).then(AtomicUsize::default))
         }
 
-        fn join(&self, come: &AtomicUsize, (): &mut ()) -> Option<Computed> {
+        fn join(&self, come: &AtomicUsize, (): &mut (), _: &mut dyn FnMut()) -> Option<Computed> {
             (self.between_layers)("join");
             let last = come.fetch_add(1, Ordering::SeqCst) == 1;
             last.then(|| Ok((vec![vec![7.0]], 1)))
@@ -317,7 +318,11 @@ mod tests {
         assert_eq!(workers.run(&["together"]).unwrap(), (vec![vec![7.0]], 1));
         wait_idle(&workers, 2);
         let long = "x".repeat(100);
-        assert_eq!(workers.run(&["together", &long, &long]).unwrap().0, [[8.0], [100.0], [100.0]], "that is not little");
+        assert_eq!(
+            workers.run(&["together", &long, &long]).unwrap().0,
+            [[8.0], [100.0], [100.0]],
+            "that is not little"
+        );
         let alone = told(1, |_| ());
         wait_idle(&alone, 1);
         assert_eq!(alone.run(&["together"]).unwrap().0, [[8.0]], "there is nobody to do it together with");

@@ -164,11 +164,7 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`Encoder::embed`].
-    pub fn team(
-        &self,
-        sequences: &[Vec<u32>],
-        threads: usize,
-    ) -> std::result::Result<Option<Team>, UnknownToken> {
+    pub fn team(&self, sequences: &[Vec<u32>], threads: usize) -> std::result::Result<Option<Team>, UnknownToken> {
         let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
         let width = self.shape.hidden_size;
         let mut rows = vec![0.0; lengths.iter().sum::<usize>() * width];
@@ -182,13 +178,13 @@ impl Encoder {
     }
 
     /// Takes part in the work on them until all of it is done. A vector for each of them, in order, for the thread that did
-    /// the last of it.
-    pub fn join(&self, team: &Team, at: &mut Workspace) -> Option<Vec<Vec<f32>>> {
+    /// the last of it. `between` is called as in [`Encoder::embed`].
+    pub fn join(&self, team: &Team, at: &mut Workspace, between: &mut dyn FnMut()) -> Option<Vec<Vec<f32>>> {
         let Workspace { f32, bf16, steps, .. } = at;
         let width = self.shape.hidden_size;
         let (lengths, rows) = match (&team.0, &self.layers) {
-            (TeamOf::F32(team), Layers::F32(layers)) => team.join(layers, f32, steps)?,
-            (TeamOf::Bf16(team), Layers::Bf16(layers)) => team.join(layers, bf16, steps)?,
+            (TeamOf::F32(team), Layers::F32(layers)) => team.join(layers, f32, steps, between)?,
+            (TeamOf::Bf16(team), Layers::Bf16(layers)) => team.join(layers, bf16, steps, between)?,
             _ => return None,
         };
         Some(means(lengths, &rows, width))
@@ -247,13 +243,15 @@ fn compute<K: Kernels>(
             let (rows, after) = rest.split_at_mut(group.iter().sum::<usize>() * layer.width());
             rest = after;
             K::project(layer, rows, &mut at.qkv, &mut at.memory, steps);
+            between();
+            steps.begin();
             let of = Sequences { qkv: &at.qkv, lengths: group, first: 0 };
             K::attend(layer, of, rows, &mut at.memory, steps);
             between();
             steps.begin();
         }
         for rows in rows.chunks_mut(layer.kernels.inner_rows() * layer.width()) {
-            K::widen(layer, rows, &mut at.memory, steps);
+            K::widen(layer, rows, &mut at.memory, steps, between);
             between();
             steps.begin();
         }

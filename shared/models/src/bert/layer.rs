@@ -40,8 +40,14 @@ pub(super) trait Kernels: Copy {
     /// The part of a layer that looks from one token to others. `rows` are some of those of the sequences.
     fn attend(layer: &Layer<Self>, of: Sequences<'_, Self>, rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
 
-    /// The part of a layer that each token has for itself.
-    fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Self::Memory, steps: &mut Steps);
+    /// The part of a layer that each token has for itself. May call `between`, as [`super::Encoder::embed`] does.
+    fn widen(
+        layer: &Layer<Self>,
+        rows: &mut [f32],
+        at: &mut Self::Memory,
+        steps: &mut Steps,
+        between: &mut dyn FnMut(),
+    );
 
     /// The first product of that part alone, with or without its GELU.
     fn inner(layer: &Layer<Self>, rows: &[f32], gelu: bool, at: &mut Self::Memory);

@@ -166,8 +166,8 @@ mod tests {
                     assert!((a - b).abs() < 1e-5, "{a} is not {b}");
                 }
             }
-            // Twice two layers of one group and one block.
-            assert_eq!(pauses, 8);
+            // Twice two layers of one group, before its attention and after, and of one block: after its only part and after all.
+            assert_eq!(pauses, 16);
         }
     }
 
@@ -227,7 +227,7 @@ mod tests {
                 let alone = encoder.embed(&sequences, &mut Workspace::default(), &mut || ()).unwrap();
                 for come in [1, threads, threads + 2] {
                     let team = encoder.team(&sequences, threads).unwrap().unwrap();
-                    let join = || encoder.join(&team, &mut Workspace::default());
+                    let join = || encoder.join(&team, &mut Workspace::default(), &mut || ());
                     let found: Vec<_> = std::thread::scope(|scope| {
                         let joining: Vec<_> = (0..come).map(|_| scope.spawn(join)).collect();
                         joining.into_iter().filter_map(|thread| thread.join().unwrap()).collect()

@@ -88,17 +88,19 @@ impl Kernels for Arch {
         steps.end(Step::Norms);
     }
 
-    fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
+    fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps, between: &mut dyn FnMut()) {
         let count = rows.len() / layer.width();
         let sums = at.sums.first(rows.len());
         sums.copy_from_slice(rows);
         for Part { inner, outer } in &layer.wide {
-            let between = at.inner.first(count * inner.width());
-            inner.apply(rows, Edge::Gelu, between);
-            outer.apply(between, Edge::Add, sums);
+            let columns = at.inner.first(count * inner.width());
+            inner.apply(rows, Edge::Gelu, columns);
+            outer.apply(columns, Edge::Add, sums);
+            steps.end(Step::Products);
+            between();
+            steps.begin();
         }
         rows.copy_from_slice(sums);
-        steps.end(Step::Products);
         layer.wide_norm.apply(layer.kernels, rows);
         steps.end(Step::Norms);
     }

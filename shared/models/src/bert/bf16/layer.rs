@@ -75,7 +75,7 @@ impl Kernels for Kernel {
         steps.end(Step::Norms);
     }
 
-    fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
+    fn widen(layer: &Layer<Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps, _: &mut dyn FnMut()) {
         Self::inner(layer, rows, true, at);
         let count = rows.len() / layer.width();
         let [inner, outer] = &layer.wide;
