@@ -94,9 +94,9 @@ impl TransactionalProducer {
         group: &ConsumerGroupMetadata,
     ) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
+        // What was not acknowledged in time fails the commit.
+        self.sender.drain(deadline);
         reach(stage, Failpoint::BeforeCommit);
-        // Positions go to another broker than the records do, perhaps, and to another connection in any case: neither waits
-        // for the other.
         loop {
             match self.sender.producer.send_offsets_to_transaction(offsets, group, self.timeout) {
                 Ok(()) => break,
@@ -110,8 +110,6 @@ impl TransactionalProducer {
                 }
             }
         }
-        // What was not acknowledged in time fails the commit.
-        self.sender.drain(deadline);
         reach(stage, Failpoint::AfterSendOffsets);
         if is_lost(stage, Failpoint::LostCommitRequest) {
             return Err(TransactionError::Ambiguous("a test lost the request".into()));
