@@ -155,10 +155,11 @@ async fn a_replay_that_is_killed_again_and_again_replays_each_once() {
     const COUNT: usize = 1_500;
     let topics = topics("replay-kill");
     bury(&topics, &values(COUNT));
+    // Longer at work than a busy machine can need to kill it four times.
     let arguments: Vec<String> =
         ["--kafka", &topics.brokers, "--prefix", &topics.prefix, "dlq", "replay", "--stage", STAGE]
             .into_iter()
-            .chain(["--batch", "7", "--rate", "300"])
+            .chain(["--batch", "7", "--rate", "20"])
             .map(String::from)
             .collect();
     let log = std::env::temp_dir().join(format!("weir-test-{}-{}replay.log", std::process::id(), topics.prefix));
@@ -170,8 +171,8 @@ async fn a_replay_that_is_killed_again_and_again_replays_each_once() {
         assert!(returned(&topics).len() < COUNT, "there is nothing left to be killed for");
         replay.restart();
     }
-    eventually("it ends", PATIENCE, || replay.ended().is_some());
-    assert!(replay.ended().unwrap().success(), "{}", replay.output());
+    replay.kill();
+    succeeds(weir(&topics, &["replay", "--batch", "7"]));
     assert_each_once(&topics, COUNT);
     assert!(!topics.has_open_transaction(AGAIN));
 }

@@ -17,35 +17,39 @@ impl Compute for Processor {
     type Team = (Team, usize);
 
     fn compute(&self, texts: &[String], memory: &mut Workspace, between: &mut dyn FnMut()) -> Computed {
-        let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
-        let tokens: usize = sequences.iter().map(Vec::len).sum();
-        #[allow(clippy::cast_precision_loss)]
-        metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(tokens as f64);
+        let (sequences, tokens) = self.tokenize(texts)?;
+        count(tokens);
         let vectors = self.encoder.embed(&sequences, memory, between);
         Ok((vectors.map_err(|error| ModelError::Compute(error.to_string()))?, tokens))
     }
 
     fn team(&self, texts: &[&str], threads: usize) -> Result<Option<(Team, usize)>, ModelError> {
-        let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
-        let tokens = sequences.iter().map(Vec::len).sum();
+        let (sequences, tokens) = self.tokenize(texts)?;
         let team = self.encoder.team(&sequences, threads);
         Ok(team.map_err(|error| ModelError::Compute(error.to_string()))?.map(|team| (team, tokens)))
     }
 
-    fn join(
-        &self,
-        (team, tokens): &(Team, usize),
-        memory: &mut Workspace,
-        between: &mut dyn FnMut(),
-    ) -> Option<Computed> {
-        let vectors = self.encoder.join(team, memory, between)?;
-        #[allow(clippy::cast_precision_loss)]
-        metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(*tokens as f64);
+    fn join(&self, (team, tokens): &(Team, usize), memory: &mut Workspace) -> Option<Computed> {
+        let vectors = self.encoder.join(team, memory)?;
+        count(*tokens);
         Some(Ok((vectors, *tokens)))
     }
 }
 
+/// Counts tokens that were computed at once.
+fn count(tokens: usize) {
+    #[allow(clippy::cast_precision_loss)]
+    metrics::histogram!(metric::EMBED_BATCH_TOKENS).record(tokens as f64);
+}
+
 impl Processor {
+    /// The tokens of each text, and how many these are in all.
+    fn tokenize(&self, texts: &[impl AsRef<str>]) -> Result<(Vec<Vec<u32>>, usize), ModelError> {
+        let sequences = texts.iter().map(|text| self.tokenizer.encode(text.as_ref())).collect::<Result<Vec<_>, _>>()?;
+        let tokens = sequences.iter().map(Vec::len).sum();
+        Ok((sequences, tokens))
+    }
+
     /// Seconds of each part of the work on these texts, on this thread alone; the second time counts.
     pub fn profile(&self, texts: &[&str]) -> Result<Vec<(&'static str, f64)>, ModelError> {
         let mut at = Workspace::default();
@@ -57,9 +61,9 @@ impl Processor {
             let mut rows = 0;
             for texts in texts.chunks(4) {
                 let begun = Instant::now();
-                let sequences = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>, _>>()?;
+                let (sequences, tokens) = self.tokenize(texts)?;
                 tokenized += begun.elapsed().as_secs_f64();
-                rows += sequences.iter().map(Vec::len).sum::<usize>();
+                rows += tokens;
                 let embedded = self.encoder.embed(&sequences, &mut at, &mut || ());
                 embedded.map_err(|error| ModelError::Compute(error.to_string()))?;
             }

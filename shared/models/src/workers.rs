@@ -31,9 +31,9 @@ pub(crate) trait Compute: Send + Sync + 'static {
     /// Texts for so many threads to compute together; none where they are too little for that.
     fn team(&self, texts: &[&str], threads: usize) -> Result<Option<Self::Team>, ModelError>;
 
-    /// Takes part until all is computed, however few others do. For one thread, what came of it. Calls `between` as
-    /// [`Compute::compute`] does.
-    fn join(&self, team: &Self::Team, memory: &mut Self::Memory, between: &mut dyn FnMut()) -> Option<Computed>;
+    /// Takes part until all is computed, however few others do. For one thread, what came of it. Nothing else is done in
+    /// between: a call that waits for what this thread has begun would wait for ever.
+    fn join(&self, team: &Self::Team, memory: &mut Self::Memory) -> Option<Computed>;
 }
 
 /// See the module.
@@ -219,8 +219,7 @@ impl<T> Task<T> {
                 let _ = answer.send(Answer { places, result });
             }
             Self::Together(team, answer) => {
-                // Nothing is taken in between: a call that waits for what this thread has begun would wait for ever.
-                let result = catch_unwind(AssertUnwindSafe(|| compute.join(&team, memory, &mut || ())));
+                let result = catch_unwind(AssertUnwindSafe(|| compute.join(&team, memory)));
                 if let Some(result) = result.transpose() {
                     let _ = answer.send(result);
                 }
@@ -268,7 +267,7 @@ mod tests {
             Ok(texts.iter().any(|text| text.starts_with("together")).then(AtomicUsize::default))
         }
 
-        fn join(&self, come: &AtomicUsize, (): &mut (), _: &mut dyn FnMut()) -> Option<Computed> {
+        fn join(&self, come: &AtomicUsize, (): &mut ()) -> Option<Computed> {
             (self.between_layers)("join");
             let last = come.fetch_add(1, Ordering::SeqCst) == 1;
             last.then(|| Ok((vec![vec![7.0]], 1)))

@@ -43,11 +43,12 @@ impl Publisher {
         let mut config = client_config(kafka);
         config
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "5")
+            .set("linger.ms", "0")
             .set("compression.type", "lz4")
             .set("message.max.bytes", (4 << 20).to_string())
             .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
-        // One request in flight, so that the first record of a partition goes alone: why, the stages' `Sender` tells.
+        // One request in flight, so that the first record of a partition goes alone: why, the stages' `Sender` tells. What
+        // comes meanwhile goes together in the next one, without lingering.
         config.set("enable.idempotence", "true").set("max.in.flight.requests.per.connection", "1");
         let producer = config.create_with_context(LogContext).map_err(|error: KafkaError| PublishError {
             topic: kafka.brokers.clone(),

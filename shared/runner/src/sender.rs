@@ -84,7 +84,9 @@ impl Sender {
         let timeout = config.transaction_timeout_ms.to_string();
         settings
             .set("partitioner", "murmur2_random")
-            .set("linger.ms", "2")
+            // Records of a batch come at once, so that requests fill while those before them are in flight; who waits for the
+            // last of them would wait for nothing.
+            .set("linger.ms", "0")
             .set("batch.size", "524288")
             .set("batch.num.messages", "20000")
             .set("compression.type", "lz4")

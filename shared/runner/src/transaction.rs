@@ -94,9 +94,8 @@ impl TransactionalProducer {
         group: &ConsumerGroupMetadata,
     ) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
-        // What was not acknowledged in time fails the commit.
-        self.sender.drain(deadline);
         reach(stage, Failpoint::BeforeCommit);
+        // While records are on their way: positions go to another broker, perhaps, and over another connection in any case.
         loop {
             match self.sender.producer.send_offsets_to_transaction(offsets, group, self.timeout) {
                 Ok(()) => break,
@@ -110,6 +109,8 @@ impl TransactionalProducer {
                 }
             }
         }
+        // What was not acknowledged in time fails the commit.
+        self.sender.drain(deadline);
         reach(stage, Failpoint::AfterSendOffsets);
         if is_lost(stage, Failpoint::LostCommitRequest) {
             return Err(TransactionError::Ambiguous("a test lost the request".into()));

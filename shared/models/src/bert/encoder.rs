@@ -178,13 +178,13 @@ impl Encoder {
     }
 
     /// Takes part in the work on them until all of it is done. A vector for each of them, in order, for the thread that did
-    /// the last of it. `between` is called as in [`Encoder::embed`].
-    pub fn join(&self, team: &Team, at: &mut Workspace, between: &mut dyn FnMut()) -> Option<Vec<Vec<f32>>> {
+    /// the last of it.
+    pub fn join(&self, team: &Team, at: &mut Workspace) -> Option<Vec<Vec<f32>>> {
         let Workspace { f32, bf16, steps, .. } = at;
         let width = self.shape.hidden_size;
         let (lengths, rows) = match (&team.0, &self.layers) {
-            (TeamOf::F32(team), Layers::F32(layers)) => team.join(layers, f32, steps, between)?,
-            (TeamOf::Bf16(team), Layers::Bf16(layers)) => team.join(layers, bf16, steps, between)?,
+            (TeamOf::F32(team), Layers::F32(layers)) => team.join(layers, f32, steps)?,
+            (TeamOf::Bf16(team), Layers::Bf16(layers)) => team.join(layers, bf16, steps)?,
             _ => return None,
         };
         Some(means(lengths, &rows, width))

@@ -227,7 +227,7 @@ mod tests {
                 let alone = encoder.embed(&sequences, &mut Workspace::default(), &mut || ()).unwrap();
                 for come in [1, threads, threads + 2] {
                     let team = encoder.team(&sequences, threads).unwrap().unwrap();
-                    let join = || encoder.join(&team, &mut Workspace::default(), &mut || ());
+                    let join = || encoder.join(&team, &mut Workspace::default());
                     let found: Vec<_> = std::thread::scope(|scope| {
                         let joining: Vec<_> = (0..come).map(|_| scope.spawn(join)).collect();
                         joining.into_iter().filter_map(|thread| thread.join().unwrap()).collect()

@@ -73,18 +73,12 @@ impl<K: Kernels> Together<K> {
     }
 
     /// Takes part until all is done, or until another thread has panicked. For the thread that did the last of it: the
-    /// lengths of the sequences and their rows behind the last layer. `between` is called as in [`super::Encoder::embed`].
-    pub fn join(
-        &self,
-        layers: &[Layer<K>],
-        at: &mut Room<K>,
-        steps: &mut Steps,
-        between: &mut dyn FnMut(),
-    ) -> Option<(&[usize], Vec<f32>)> {
+    /// lengths of the sequences and their rows behind the last layer.
+    pub fn join(&self, layers: &[Layer<K>], at: &mut Room<K>, steps: &mut Steps) -> Option<(&[usize], Vec<f32>)> {
         let _alarm = Alarm(&self.failed);
         for (number, phase) in self.phases.iter().enumerate() {
             while let Some(part) = self.parts.get(phase.begun.fetch_add(1, Ordering::Relaxed)) {
-                self.compute(layers, number, part, at, steps, between);
+                self.compute(layers, number, part, at, steps);
                 let done = phase.done.fetch_add(1, Ordering::AcqRel) + 1;
                 if done == self.parts.len() && number == layers.len() {
                     return Some((&self.lengths, self.rows(layers.first()?.width())));
@@ -109,15 +103,7 @@ impl<K: Kernels> Together<K> {
     }
 
     /// Takes a part through the layer before this phase, and computes what the layer behind it asks of all parts.
-    fn compute(
-        &self,
-        layers: &[Layer<K>],
-        phase: usize,
-        part: &Part<K>,
-        at: &mut Room<K>,
-        steps: &mut Steps,
-        between: &mut dyn FnMut(),
-    ) {
+    fn compute(&self, layers: &[Layer<K>], phase: usize, part: &Part<K>, at: &mut Room<K>, steps: &mut Steps) {
         let mut rows = part.rows.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((turn, layer)) = phase.checked_sub(1).and_then(|turn| Some((turn, layers.get(turn)?))) {
             let rows = rows.first(part.count * layer.width());
@@ -129,10 +115,8 @@ impl<K: Kernels> Together<K> {
             }
             let of = Sequences { qkv: &at.qkv, lengths: &self.lengths, first: part.first };
             K::attend(layer, of, rows, &mut at.memory, steps);
-            between();
-            steps.begin();
             for rows in rows.chunks_mut(layer.kernels.inner_rows() * layer.width()) {
-                K::widen(layer, rows, &mut at.memory, steps, between);
+                K::widen(layer, rows, &mut at.memory, steps, &mut || ());
             }
         }
         if let (Some(layer), Some(qkv)) = (layers.get(phase), part.qkv.get(phase % 2)) {
