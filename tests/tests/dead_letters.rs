@@ -164,14 +164,15 @@ async fn a_replay_that_is_killed_again_and_again_replays_each_once() {
             .collect();
     let log = std::env::temp_dir().join(format!("weir-test-{}-{}replay.log", std::process::id(), topics.prefix));
     let mut replay = Process::start(&program("weir"), &arguments, &[], &log);
-    for _ in 0..4 {
+    for round in 1..=4 {
         let before = returned(&topics).len();
         eventually("it gets on", PATIENCE, || returned(&topics).len() > before + 50);
         replay.kill();
         assert!(returned(&topics).len() < COUNT, "there is nothing left to be killed for");
-        replay.restart();
+        if round < 4 {
+            replay.restart();
+        }
     }
-    replay.kill();
     succeeds(weir(&topics, &["replay", "--batch", "7"]));
     assert_each_once(&topics, COUNT);
     assert!(!topics.has_open_transaction(AGAIN));

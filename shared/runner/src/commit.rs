@@ -227,7 +227,10 @@ impl Committer {
         match aborted {
             Ok(()) => {}
             Err(TransactionError::Fatal(reason)) => return Err(reason),
-            Err(TransactionError::Abort(_) | TransactionError::Ambiguous(_)) => self.start_over()?,
+            Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => {
+                tracing::warn!(stage = self.stage, reason, "abort in doubt: a new producer has the broker do it");
+                self.start_over()?;
+            }
         }
         self.count("aborted");
         Ok(Verified::NotCommitted)

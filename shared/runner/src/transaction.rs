@@ -17,6 +17,10 @@ use crate::process::EncodedRecord;
 use crate::sender::{DRAIN_POLL, Sender};
 use crate::{KafkaConfig, RunnerConfig};
 
+/// How long librdkafka waits at once while it aborts: for records that are on their way, to no purpose, since it is this thread
+/// that has to hear of them.
+const ABORT_STEP: Duration = Duration::from_millis(50);
+
 /// Why a transaction was not committed.
 #[derive(Debug)]
 pub(crate) enum TransactionError {
@@ -139,11 +143,12 @@ impl TransactionalProducer {
         self.sender.forget();
         let deadline = Instant::now() + self.timeout;
         loop {
-            match self.sender.producer.abort_transaction(self.timeout) {
+            match self.sender.producer.abort_transaction(ABORT_STEP) {
                 Ok(()) => return Ok(()),
                 // Nothing was open, or it is already aborted.
                 Err(error) if code(&error) == Some(RDKafkaErrorCode::State) => return Ok(()),
-                Err(error) if retriable(&error) && Instant::now() < deadline => self.sender.producer.poll(DRAIN_POLL),
+                // Records were on their way: those not yet sent are purged by now, and nobody else hears what became of the rest.
+                Err(error) if retriable(&error) && Instant::now() < deadline => self.sender.drain(deadline),
                 Err(error) => {
                     return Err(match classify(&error, "abort_transaction") {
                         TransactionError::Fatal(reason) => TransactionError::Fatal(reason),

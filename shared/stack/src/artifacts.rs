@@ -120,6 +120,9 @@ fn run_maven(artifact: &Artifact, pom: &Path, output: &Path) -> Result<(), Stack
     let mut maven = Command::new("mvn");
     maven.args(["--batch-mode", "--strict-checksums", "-Dstyle.color=never", "--file"]).arg(pom);
     maven.arg(artifact.goal).arg(format!("-DoutputDirectory={}", output.display()));
+    // Its library for colours, which sets a terminal back at the end also where it did not colour anything.
+    let options = std::env::var("MAVEN_OPTS").unwrap_or_default();
+    maven.env("MAVEN_OPTS", format!("{options} -Djansi.noreset=true"));
     maven.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = maven.spawn().map_err(|_| StackError::MavenMissing { what: artifact.what })?;
 

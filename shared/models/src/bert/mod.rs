@@ -79,7 +79,9 @@ fn open(choice: DeviceChoice) -> Result<Device, ModelError> {
 #[cfg(feature = "cuda")]
 fn first_gpu() -> Result<Device, String> {
     // One stream for all threads: each of a thread's own would have its own order, and the weights are of another thread.
-    Device::new_cuda_with_stream(0).map_err(|error| error.to_string())
+    // Behind its first line there may be a backtrace.
+    let reason = |error: candle_core::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+    Device::new_cuda_with_stream(0).map_err(reason)
 }
 
 #[cfg(not(feature = "cuda"))]
