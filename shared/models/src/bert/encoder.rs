@@ -250,7 +250,8 @@ fn compute<K: Kernels>(
             between();
             steps.begin();
         }
-        for rows in rows.chunks_mut(layer.kernels.inner_rows() * layer.width()) {
+        let at_a_time = layer.inner_rows(rows.len() / layer.width());
+        for rows in rows.chunks_mut(at_a_time * layer.width()) {
             K::widen(layer, rows, &mut at.memory, steps, between);
             between();
             steps.begin();

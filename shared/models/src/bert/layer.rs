@@ -28,13 +28,16 @@ pub(super) trait Kernels: Copy {
     /// Rows whose queries, keys and values are computed at a time, at least (unless there are no more): whole sequences.
     fn attended_rows(self) -> usize;
 
-    /// Rows whose inner layer is computed at a time, so that it stays in the second cache.
+    /// Rows whose inner layer is computed at a time, at most, so that it stays in the second cache: a multiple of `step`.
     fn inner_rows(self) -> usize;
+
+    /// Rows that the kernels take at a time.
+    fn step(self) -> usize;
 
     /// Queries, keys and values of rows.
     fn project(layer: &Layer<Self>, rows: &[f32], qkv: &mut Self::Qkv, at: &mut Self::Memory, steps: &mut Steps);
 
-    /// Puts those of so many rows behind the first `after` of all, which are a multiple of 16.
+    /// Puts those of so many rows behind the first `after` of all, which are a multiple of `step`.
     fn put(layer: &Layer<Self>, part: &Self::Qkv, rows: usize, after: usize, all: &mut Self::Qkv);
 
     /// The part of a layer that looks from one token to others. `rows` are some of those of the sequences.
@@ -51,6 +54,19 @@ pub(super) trait Kernels: Copy {
 
     /// The first product of that part alone, with or without its GELU.
     fn inner(layer: &Layer<Self>, rows: &[f32], gelu: bool, at: &mut Self::Memory);
+}
+
+/// Rows of a block where blocks of at most `most` rows share so many rows evenly, in steps of which `most` is a multiple: a
+/// small last one would read all weights for a few rows.
+fn evenly(rows: usize, most: usize, step: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(step).max(step)
+}
+
+/// Copies the first `count` of a part to their place.
+pub(super) fn put<T: Copy>(part: &[T], count: usize, after: usize, all: &mut [T]) {
+    if let (Some(part), Some(slots)) = (part.get(..count), all.get_mut(after..after + count)) {
+        slots.copy_from_slice(part);
+    }
 }
 
 /// Sequences of which some rows are at hand.
@@ -130,6 +146,11 @@ impl<K: Kernels> Layer<K> {
     /// Numbers of a row.
     pub fn width(&self) -> usize {
         self.heads * self.head_width
+    }
+
+    /// Rows whose inner layer is computed at a time, of so many.
+    pub fn inner_rows(&self, of: usize) -> usize {
+        evenly(of, self.kernels.inner_rows(), self.kernels.step())
     }
 }
 

@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use super::aligned::Aligned;
 use super::attention::{Attention, Scratch};
-use super::layer::{Kernels, Layer, Linear, Sequences};
+use super::layer::{Kernels, Layer, Linear, Sequences, put};
 use super::product::{Edge, Packed};
 use super::steps::{Step, Steps};
 
@@ -64,6 +64,10 @@ impl Kernels for Arch {
         96
     }
 
+    fn step(self) -> usize {
+        6
+    }
+
     fn project(layer: &Layer<Self>, rows: &[f32], qkv: &mut Aligned, _: &mut Memory, steps: &mut Steps) {
         layer.qkv.apply(rows, Edge::Write, qkv.first(3 * rows.len()));
         steps.end(Step::Products);
@@ -71,8 +75,7 @@ impl Kernels for Arch {
 
     fn put(layer: &Layer<Self>, part: &Aligned, rows: usize, after: usize, all: &mut Aligned) {
         let width = 3 * layer.width();
-        let slots = all.first((after + rows) * width).iter_mut().skip(after * width);
-        slots.zip(part.all()).for_each(|(slot, x)| *slot = *x);
+        put(part.all(), rows * width, after * width, all.first((after + rows) * width));
     }
 
     fn attend(layer: &Layer<Self>, of: Sequences<'_, Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {

@@ -9,8 +9,8 @@ use super::aligned::Aligned;
 use super::layer::{Kernels, Layer, Room, Sequences};
 use super::steps::Steps;
 
-/// A part begins at a multiple of so many rows: what kernels take at a time.
-const STEP: usize = 16;
+/// Rows of a part, at least: the work on fewer is hardly longer than a wait for each other.
+const LEAST: usize = 16;
 /// Looks at what others do before the processor is offered to somebody else.
 const SPINS: usize = 2_000;
 
@@ -55,9 +55,10 @@ impl<K: Kernels> Together<K> {
     /// `rows` of sequences of these lengths, as the first layer takes them, for so many threads; none where they would make
     /// a single part.
     pub fn new(layers: &[Layer<K>], lengths: Vec<usize>, rows: &[f32], threads: usize) -> Option<Self> {
-        let width = layers.first()?.width();
+        let first = layers.first()?;
+        let (width, step) = (first.width(), first.kernels.step());
         let all = rows.len() / width;
-        let most = all.div_ceil(threads.max(1)).next_multiple_of(STEP);
+        let most = all.div_ceil(threads.max(1)).max(LEAST).next_multiple_of(step);
         if most >= all {
             return None;
         }
@@ -115,7 +116,7 @@ impl<K: Kernels> Together<K> {
             }
             let of = Sequences { qkv: &at.qkv, lengths: &self.lengths, first: part.first };
             K::attend(layer, of, rows, &mut at.memory, steps);
-            for rows in rows.chunks_mut(layer.kernels.inner_rows() * layer.width()) {
+            for rows in rows.chunks_mut(layer.inner_rows(part.count) * layer.width()) {
                 K::widen(layer, rows, &mut at.memory, steps, &mut || ());
             }
         }

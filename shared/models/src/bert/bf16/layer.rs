@@ -1,11 +1,11 @@
 //! Layers in bf16: the rows are rounded before each part, and what is between the products of a part is in bf16 only.
 
 use super::attention::{Attention, Scratch};
-use super::lines::{Lines, lines_of};
+use super::lines::{BLOCK, Lines, lines_of};
 use super::product::{Edge, Packed};
 use super::{Kernel, Lay};
 use crate::bert::aligned::Aligned;
-use crate::bert::layer::{Kernels, Layer, Linear, Sequences};
+use crate::bert::layer::{Kernels, Layer, Linear, Sequences, put};
 use crate::bert::steps::{Step, Steps};
 
 /// Memory of one thread, kept from one call to the next.
@@ -47,6 +47,10 @@ impl Kernels for Kernel {
         }
     }
 
+    fn step(self) -> usize {
+        BLOCK
+    }
+
     fn project(layer: &Layer<Self>, rows: &[f32], qkv: &mut Lines, at: &mut Memory, steps: &mut Steps) {
         let (width, count) = (layer.width(), rows.len() / layer.width());
         let left = at.rounded.first(lines_of(count, width));
@@ -57,8 +61,7 @@ impl Kernels for Kernel {
 
     fn put(layer: &Layer<Self>, part: &Lines, rows: usize, after: usize, all: &mut Lines) {
         let lines = |rows| lines_of(rows, 3 * layer.width());
-        let slots = all.first(lines(after) + lines(rows)).iter_mut().skip(lines(after));
-        slots.zip(part.all()).for_each(|(slot, line)| *slot = *line);
+        put(part.all(), lines(rows), lines(after), all.first(lines(after) + lines(rows)));
     }
 
     fn attend(layer: &Layer<Self>, of: Sequences<'_, Self>, rows: &mut [f32], at: &mut Memory, steps: &mut Steps) {
