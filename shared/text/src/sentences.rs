@@ -55,8 +55,12 @@ fn in_block(text: &str, block: Range<usize>) -> Vec<Range<usize>> {
     let base = block.start;
     // The Unicode rules end a sentence at every line break; here lines of a paragraph run on. Both are one byte.
     let joined = text.get(block).unwrap_or_default().replace(['\n', '\r'], " ");
+    let ends = if joined.is_ascii() { ends_in_ascii(joined.as_bytes()) } else { ends(&joined) };
     let mut found: Vec<Range<usize>> = Vec::new();
-    for (offset, piece) in joined.split_sentence_bound_indices() {
+    let mut offset = 0;
+    for end in ends {
+        let piece = joined.get(offset..end).unwrap_or_default();
+        let offset = std::mem::replace(&mut offset, end);
         let trimmed = piece.trim();
         if trimmed.is_empty() {
             continue;
@@ -69,6 +73,59 @@ fn in_block(text: &str, block: Range<usize>) -> Vec<Range<usize>> {
         }
     }
     found
+}
+
+/// Where sentences end by the rules of Unicode (UAX #29), the last one's end among them.
+fn ends(text: &str) -> Vec<usize> {
+    text.split_sentence_bound_indices().map(|(start, piece)| start + piece.len()).collect()
+}
+
+/// The same for a text of ASCII without line breaks, in one pass over its bytes.
+fn ends_in_ascii(text: &[u8]) -> Vec<usize> {
+    let is = |at: usize, class: fn(u8) -> bool| text.get(at).copied().is_some_and(class);
+    let past = |from: usize, class: fn(u8) -> bool| (from..text.len()).find(|at| !is(*at, class)).unwrap_or(text.len());
+    let mut ends = Vec::new();
+    let mut at = 0;
+    while let Some(stop) = text.get(at..).and_then(|rest| rest.iter().position(|byte| is_terminator(*byte))) {
+        let stop = at + stop;
+        at = past(past(stop + 1, is_closing), is_blank);
+        if at >= text.len() {
+            break;
+        }
+        let full_stop = is(stop, |byte| byte == b'.');
+        let attached = at == stop + 1;
+        let in_number = attached && is(at, |byte| byte.is_ascii_digit());
+        let before = stop.checked_sub(1).is_some_and(|before| is(before, |byte| byte.is_ascii_alphabetic()));
+        let in_name = attached && before && is(at, |byte| byte.is_ascii_uppercase());
+        // What is neither a letter nor ends a sentence tells nothing.
+        let telling = past(at, |byte| !byte.is_ascii_alphabetic() && !is_terminator(byte));
+        let lowercase = is(telling, |byte| byte.is_ascii_lowercase());
+        if !(full_stop && (in_number || in_name || lowercase)
+            || is(at, |byte| is_continuing(byte) || is_terminator(byte)))
+        {
+            ends.push(at);
+        }
+    }
+    if !text.is_empty() {
+        ends.push(text.len());
+    }
+    ends
+}
+
+fn is_terminator(byte: u8) -> bool {
+    matches!(byte, b'.' | b'!' | b'?')
+}
+
+fn is_closing(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\'' | b'(' | b')' | b'[' | b']' | b'{' | b'}')
+}
+
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | 0x0b | 0x0c)
+}
+
+fn is_continuing(byte: u8) -> bool {
+    matches!(byte, b',' | b'-' | b':' | b';')
 }
 
 /// Whether what follows belongs to the same sentence after all.
@@ -89,7 +146,7 @@ fn goes_on(before: &str, after: &str) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::indexing_slicing)]
+#[allow(clippy::indexing_slicing, clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 
@@ -129,7 +186,25 @@ mod tests {
         );
     }
 
+    #[test]
+    fn any_two_characters_of_ascii_behind_a_full_stop_or_a_question_mark_are_as_unicode_has_them() {
+        let characters = || (0u8..128).filter(|byte| !matches!(byte, b'\n' | b'\r'));
+        for (stop, first, second) in
+            ".?".bytes().flat_map(|stop| characters().flat_map(move |a| characters().map(move |b| (stop, a, b))))
+        {
+            for text in [[b'a', stop, first, second, b'A'], [first, stop, second, b'1', b'a']] {
+                let text = String::from_utf8(text.to_vec()).unwrap();
+                assert_eq!(ends_in_ascii(text.as_bytes()), ends(&text), "{text:?}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn sentences_of_ascii_are_those_of_unicode(text in "[aB1 .,!?;:\"')(\\[\t\\x00/-]{0,40}") {
+            prop_assert_eq!(ends_in_ascii(text.as_bytes()), ends(&text));
+        }
+
         #[test]
         fn nothing_but_white_space_is_lost(text in "[a-zA-Zé0-9 .!?\\n#|-]{0,200}") {
             let mut rest = text.clone();
