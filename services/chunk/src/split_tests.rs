@@ -16,10 +16,6 @@ impl CountTokens for Quarters {
     fn limit(&self) -> usize {
         254
     }
-
-    fn stands_alone(&self, _: char) -> bool {
-        false
-    }
 }
 
 fn block(kind: BlockKind, level: i32, range: Range<usize>) -> Block {
@@ -150,10 +146,6 @@ fn a_word_the_tokenizer_gives_up_on_does_not_make_an_endless_piece() {
         fn limit(&self) -> usize {
             254
         }
-
-        fn stands_alone(&self, _: char) -> bool {
-            false
-        }
     }
     let line = "QUJDRA".repeat(10_000);
     let pieces = Splitter::new(GivesUp, 254, 40).split(&line, &[]);
@@ -171,10 +163,6 @@ fn torn_words_do_not_make_a_piece_longer_than_the_model_takes() {
 
         fn limit(&self) -> usize {
             254
-        }
-
-        fn stands_alone(&self, _: char) -> bool {
-            false
         }
     }
     let text = format!("{} ", "QUJDRA".repeat(15)).repeat(40);

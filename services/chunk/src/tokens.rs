@@ -13,7 +13,9 @@ pub trait CountTokens: Send + 'static {
     fn limit(&self) -> usize;
 
     /// Whether this character is always a token of its own, and what stands before and after it is counted by itself.
-    fn stands_alone(&self, character: char) -> bool;
+    fn stands_alone(&self, _character: char) -> bool {
+        false
+    }
 }
 
 impl CountTokens for Tokenizer {
@@ -62,11 +64,10 @@ impl<T: CountTokens> WordCounts<T> {
 
     /// Tokens of a word; at least 1, so that no text is free.
     pub fn count(&mut self, word: &str) -> u32 {
-        let alone = self.alone;
         let mut tokens = 0u32;
         let mut rest = word;
         while !rest.is_empty() {
-            let is_alone = |byte: u8| alone.get(usize::from(byte)).copied().unwrap_or(false);
+            let is_alone = |byte: u8| self.alone.get(usize::from(byte)).copied().unwrap_or(false);
             let plain = rest.bytes().position(is_alone).unwrap_or(rest.len());
             let (part, after) = rest.split_at(plain);
             if !part.is_empty() {
