@@ -17,7 +17,7 @@ use std::time::Instant;
 use color_eyre::eyre::{Result, ensure, eyre};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use weir_models::{DeviceChoice, Embedder, ModelConfig, ModelError};
+use weir_models::{DeviceChoice, Embedder, ModelConfig, ModelError, Precision};
 
 use crate::{at_least, at_most, median, percentile};
 use gpu::Gpu;
@@ -49,6 +49,14 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
     tokio::task::spawn_blocking(move || {
         let all = Embedder::load(&config, &files)?;
         let one = Embedder::load(&ModelConfig { threads: 1, ..config.clone() }, &files)?;
+        let in_f32 = |threads| {
+            let config = ModelConfig { threads, precision: Precision::F32, ..config.clone() };
+            Embedder::load(&config, &files)
+        };
+        let exact = match all.model_id().ends_with("/f32") {
+            true => None,
+            false => Some([in_f32(0)?, in_f32(1)?]),
+        };
         let stock = Stock::load(&dir, all.tokenizer().max_tokens())?;
         let sets = texts::sets(&all, &corpus)?;
         let gpu = Gpu::load(&config, &files, |embedder| texts::all(embedder, &corpus))?;
@@ -63,7 +71,7 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
         }
         measure(
             &config,
-            Measured { all, one, stock, gpu, peers, far_behind: HashSet::new() },
+            Measured { all, one, exact, stock, gpu, peers, far_behind: HashSet::new() },
             &sets,
             &Work::read(&dir)?,
             rounds,
@@ -83,6 +91,8 @@ struct Measured {
     all: Embedder,
     /// Weir with one.
     one: Embedder,
+    /// Both in single precision, where that is not what it takes by itself.
+    exact: Option<[Embedder; 2]>,
     stock: Stock,
     /// Weir on a GPU.
     gpu: Option<Gpu>,
@@ -155,10 +165,17 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
 /// Weir's vectors are the stock model's, as far as their precision goes.
 fn agree(measured: &Measured, set: &Set) -> Result<()> {
     let few: Vec<&str> = set.texts.iter().step_by(7).take(16).map(String::as_str).collect();
-    let pairs = measured.all.embed(&few)?.concat().into_iter().zip(measured.stock.embed(&few)?.concat());
-    let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    let allowed = if measured.all.model_id().ends_with("/f32") { 1e-5 } else { 1e-2 };
-    ensure!(apart < allowed, "the two models differ by {apart}");
+    let stock = measured.stock.embed(&few)?.concat();
+    for ours in [&measured.all].into_iter().chain(measured.exact.iter().flatten()) {
+        let pairs = ours.embed(&few)?.concat().into_iter().zip(&stock);
+        let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let allowed = match ours.model_id().rsplit('/').next() {
+            Some("f32") => 1e-5,
+            Some("int8") => 3e-2,
+            _ => 1e-2,
+        };
+        ensure!(apart < allowed, "{} and the stock model differ by {apart}", ours.model_id());
+    }
     Ok(())
 }
 

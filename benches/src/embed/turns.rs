@@ -17,6 +17,8 @@ const FAR_BEHIND: f64 = 4.0;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Who {
     Weir,
+    /// Weir in single precision, where that is not what it takes by itself.
+    WeirF32,
     /// candle's stock BERT on texts sorted by length.
     Candle,
     /// The same on texts in no order.
@@ -28,13 +30,14 @@ impl Who {
     fn name(&self) -> &str {
         match self {
             Self::Weir => "weir",
+            Self::WeirF32 => "weir f32",
             Self::Candle => "candle sorted",
             Self::CandleUnsorted => "candle",
             Self::Peer(peer) => &peer.name,
         }
     }
 
-    /// Whether it computes as precisely as Weir.
+    /// Whether it computes in single precision.
     fn in_f32(&self) -> bool {
         !matches!(self, Self::Peer(peer) if peer.precision != "f32")
     }
@@ -51,6 +54,9 @@ impl Turns {
     /// Measures with so many threads.
     pub fn take(measured: &mut Measured, set: &Set, threads: usize, rounds: usize) -> Result<Self> {
         let mut all: Vec<(Who, Vec<f64>)> = vec![(Who::Weir, Vec::new())];
+        if measured.exact.is_some() {
+            all.push((Who::WeirF32, Vec::new()));
+        }
         // The threads of candle can't be counted out.
         if threads > 1 || measured.all_threads() == 1 {
             all.push((Who::Candle, Vec::new()));
@@ -105,11 +111,15 @@ impl Turns {
 
     /// Tokens a second of Weir.
     pub fn weir(&self) -> f64 {
-        self.rates.iter().find(|(who, _)| *who == Who::Weir).map_or(0.0, |(_, rate)| *rate)
+        self.rate(&Who::Weir).unwrap_or_default()
+    }
+
+    fn rate(&self, of: &Who) -> Option<f64> {
+        self.rates.iter().find(|(who, _)| who == of).map(|(_, rate)| *rate)
     }
 
     fn best(&self, counts: impl Fn(&Who) -> bool) -> Option<(&Who, f64)> {
-        let peers = self.rates.iter().filter(|(who, _)| *who != Who::Weir && counts(who));
+        let peers = self.rates.iter().filter(|(who, _)| counts(who));
         peers.map(|(who, rate)| (who, *rate)).max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
@@ -123,19 +133,20 @@ impl Turns {
         figures
     }
 
-    /// Weir's rate to that of others.
+    /// Weir's rate to that of others; to those in single precision that of Weir in the same.
     pub fn ratios(&self) -> Map<String, Value> {
         let mut ratios = Map::new();
         let peer = |who: &Who| matches!(who, Who::Peer(_));
+        let (weir, in_f32) = (self.weir(), self.rate(&Who::WeirF32).unwrap_or_else(|| self.weir()));
         let found = [
-            ("peer", self.best(peer)),
-            ("f32_peer", self.best(|who| peer(who) && who.in_f32())),
-            ("candle", self.best(|who| *who == Who::CandleUnsorted)),
+            ("peer", weir, self.best(peer)),
+            ("f32_peer", in_f32, self.best(|who| peer(who) && who.in_f32())),
+            ("candle", in_f32, self.best(|who| *who == Who::CandleUnsorted)),
         ];
-        for (name, best) in found {
+        for (name, weir, best) in found {
             let Some((who, rate)) = best else { continue };
             let name = if name == "candle" { name.to_owned() } else { format!("best_{name}") };
-            ratios.insert(format!("ratio_to_{name}"), json!(self.weir() / rate));
+            ratios.insert(format!("ratio_to_{name}"), json!(weir / rate));
             if peer(who) {
                 ratios.insert(name, json!(who.name()));
             }
@@ -160,6 +171,11 @@ impl Measured {
         match who {
             Who::Weir if threads == 1 => drop(self.one.embed(&texts)?),
             Who::Weir => drop(self.all.embed(&texts)?),
+            Who::WeirF32 => match &self.exact {
+                Some([_, one]) if threads == 1 => drop(one.embed(&texts)?),
+                Some([all, _]) => drop(all.embed(&texts)?),
+                None => return Ok(f64::MAX),
+            },
             Who::Candle | Who::CandleUnsorted => drop(self.stock.embed(&texts)?),
             Who::Peer(peer) => match &mut self.peers {
                 Some(peers) => return peers.seconds(peer, set, threads),

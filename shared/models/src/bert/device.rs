@@ -61,7 +61,7 @@ impl Bert {
         let (precision, dtype) = match precision {
             Precision::Auto | Precision::F16 => (Precision::F16, DType::F16),
             Precision::F32 => (Precision::F32, DType::F32),
-            Precision::Bf16 => {
+            Precision::Bf16 | Precision::Int8 => {
                 let reason = "f16 is as fast on a GPU, and more exact";
                 return Err(ModelError::Precision { precision: precision.name(), reason });
             }

@@ -4,12 +4,12 @@ use candle_core::Result;
 use pulp::Arch;
 
 use super::aligned::Aligned;
-use super::bf16;
 use super::kernels::{self, Norm};
 use super::layer::{Kernels, Layer, Room, Sequences, arch_name};
 use super::steps::{Step, Steps};
 use super::together::Together;
 use super::weights::{Shape, Weights};
+use super::{bf16, int8};
 use crate::{Precision, peak};
 
 /// What a model is computed with: the one place where it is chosen.
@@ -19,16 +19,21 @@ pub(crate) enum Kernel {
     F32(Arch),
     /// Products in bf16.
     Bf16(bf16::Kernel),
+    /// Products of whole numbers of eight bits.
+    Int8(int8::Kernel),
 }
 
 impl Kernel {
-    /// The fastest of this processor for a precision; none for one that no processor has.
-    pub fn of(precision: Precision) -> Option<Self> {
-        let bf16 = bf16::Kernel::fastest();
+    /// The fastest of this processor for a precision; none for one that no processor has. By itself int8 is taken only where
+    /// the model ranks as well with it.
+    pub fn of(precision: Precision, good_in_int8: bool) -> Option<Self> {
+        let (bf16, int8) = (bf16::Kernel::fastest(), int8::Kernel::fastest());
         match precision {
             Precision::Auto if bf16.is_native() => Some(Self::Bf16(bf16)),
+            Precision::Auto if good_in_int8 && int8.is_native() => Some(Self::Int8(int8)),
             Precision::Auto | Precision::F32 => Some(Self::F32(Arch::new())),
             Precision::Bf16 => Some(Self::Bf16(bf16)),
+            Precision::Int8 => Some(Self::Int8(int8)),
             Precision::F16 => None,
         }
     }
@@ -37,6 +42,7 @@ impl Kernel {
         match self {
             Self::F32(_) => Precision::F32,
             Self::Bf16(_) => Precision::Bf16,
+            Self::Int8(_) => Precision::Int8,
         }
     }
 
@@ -45,14 +51,16 @@ impl Kernel {
         match self {
             Self::F32(arch) => arch_name(arch),
             Self::Bf16(kernel) => kernel.name(),
+            Self::Int8(kernel) => kernel.name(),
         }
     }
 
-    /// Floating-point operations a second that so many threads reach at best: products and sums in registers.
+    /// Operations a second (in floating point, or those of whole numbers) that so many threads reach at best: products and sums in registers.
     pub fn peak_flops(self, threads: usize) -> f64 {
         match self {
             Self::F32(arch) => peak::of(threads, || peak::single(arch)),
             Self::Bf16(kernel) => peak::of(threads, || kernel.peak_flops()),
+            Self::Int8(kernel) => peak::of(threads, || kernel.peak_operations()),
         }
     }
 }
@@ -72,6 +80,7 @@ pub(crate) struct Encoder {
 enum Layers {
     F32(Vec<Layer<Arch>>),
     Bf16(Vec<Layer<bf16::Kernel>>),
+    Int8(Vec<Layer<int8::Kernel>>),
 }
 
 /// Sequences that several threads compute together.
@@ -80,6 +89,7 @@ pub(crate) struct Team(TeamOf);
 enum TeamOf {
     F32(Together<Arch>),
     Bf16(Together<bf16::Kernel>),
+    Int8(Together<int8::Kernel>),
 }
 
 /// Memory of one thread, kept from one call to the next.
@@ -89,6 +99,7 @@ pub(crate) struct Workspace {
     rows: Aligned,
     f32: Room<Arch>,
     bf16: Room<bf16::Kernel>,
+    int8: Room<int8::Kernel>,
     /// Where the time went.
     pub steps: Steps,
 }
@@ -108,6 +119,7 @@ impl Encoder {
         let (arch, layers) = match kernel {
             Kernel::F32(arch) => (arch, Layers::F32(Layer::all(arch, &shape, weights)?)),
             Kernel::Bf16(kernel) => (kernel.arch(), Layers::Bf16(Layer::all(kernel, &shape, weights)?)),
+            Kernel::Int8(kernel) => (kernel.arch(), Layers::Int8(Layer::all(kernel, &shape, weights)?)),
         };
         Ok(Self {
             kernel,
@@ -142,7 +154,7 @@ impl Encoder {
         between: &mut dyn FnMut(),
     ) -> std::result::Result<Vec<Vec<f32>>, UnknownToken> {
         let width = self.shape.hidden_size;
-        let Workspace { lengths, rows, f32, bf16, steps } = at;
+        let Workspace { lengths, rows, f32, bf16, int8, steps } = at;
         steps.begin();
         lengths.clear();
         lengths.extend(sequences.iter().map(Vec::len));
@@ -154,6 +166,7 @@ impl Encoder {
         match &self.layers {
             Layers::F32(layers) => compute(layers, lengths, rows, f32, steps, between),
             Layers::Bf16(layers) => compute(layers, lengths, rows, bf16, steps, between),
+            Layers::Int8(layers) => compute(layers, lengths, rows, int8, steps, between),
         }
         let vectors = means(lengths, rows, width);
         steps.end(Step::Other);
@@ -173,6 +186,7 @@ impl Encoder {
         let team = match &self.layers {
             Layers::F32(layers) => Together::new(layers, lengths, &rows, threads).map(TeamOf::F32),
             Layers::Bf16(layers) => Together::new(layers, lengths, &rows, threads).map(TeamOf::Bf16),
+            Layers::Int8(layers) => Together::new(layers, lengths, &rows, threads).map(TeamOf::Int8),
         };
         Ok(team.map(Team))
     }
@@ -180,11 +194,12 @@ impl Encoder {
     /// Takes part in the work on them until all of it is done. A vector for each of them, in order, for the thread that did
     /// the last of it.
     pub fn join(&self, team: &Team, at: &mut Workspace) -> Option<Vec<Vec<f32>>> {
-        let Workspace { f32, bf16, steps, .. } = at;
+        let Workspace { f32, bf16, int8, steps, .. } = at;
         let width = self.shape.hidden_size;
         let (lengths, rows) = match (&team.0, &self.layers) {
             (TeamOf::F32(team), Layers::F32(layers)) => team.join(layers, f32, steps)?,
             (TeamOf::Bf16(team), Layers::Bf16(layers)) => team.join(layers, bf16, steps)?,
+            (TeamOf::Int8(team), Layers::Int8(layers)) => team.join(layers, int8, steps)?,
             _ => return None,
         };
         Some(means(lengths, &rows, width))
@@ -195,6 +210,7 @@ impl Encoder {
         match &self.layers {
             Layers::F32(layers) => gelu_seconds(layers, rows),
             Layers::Bf16(layers) => gelu_seconds(layers, rows),
+            Layers::Int8(layers) => gelu_seconds(layers, rows),
         }
     }
 

@@ -97,6 +97,25 @@ pub(super) struct Linear {
     pub bias: Vec<f32>,
 }
 
+/// The part of a layer that each token has for itself, in parts of so many columns of what is between its two products: what
+/// makes them, and what they add to the row.
+pub(super) fn parts<'a>(
+    inner: &'a Linear,
+    outer: &'a Linear,
+    columns: usize,
+) -> impl Iterator<Item = [Linear; 2]> + use<'a> {
+    let (all, width) = (inner.bias.len(), outer.bias.len());
+    (0..all).step_by(columns).map(move |from| {
+        let to = all.min(from + columns);
+        let of_rows = outer.weights.chunks_exact(all).flat_map(|row| row.get(from..to).unwrap_or(&[]));
+        // What is added once only.
+        let bias = if from == 0 { outer.bias.clone() } else { vec![0.0; width] };
+        let some = |numbers: &[f32], from, to| numbers.get(from..to).unwrap_or(&[]).to_vec();
+        let weights = some(&inner.weights, from * width, to * width);
+        [Linear { weights, bias: some(&inner.bias, from, to) }, Linear { weights: of_rows.copied().collect(), bias }]
+    })
+}
+
 /// Weights of a layer.
 pub(super) struct Layer<K: Kernels> {
     pub kernels: K,

@@ -2,20 +2,25 @@
 //! sequence ends. On the processor by kernels of our own ([`Encoder`]), elsewhere by what candle offers ([`Bert`]).
 
 mod aligned;
+mod approximate;
 mod attention;
 mod bf16;
 mod device;
 mod download;
 mod encoder;
+mod int8;
 mod kernels;
 mod layer;
 mod layout;
+mod lines;
 mod ops;
 mod product;
 mod simd;
 mod single;
 mod steps;
 mod tile;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiles;
 mod together;
 mod weights;
 
@@ -24,7 +29,7 @@ use std::path::Path;
 use candle_core::Device;
 
 use crate::manifest::WEIGHTS;
-use crate::{DeviceChoice, ModelError, Precision};
+use crate::{DeviceChoice, ModelConfig, ModelError, ModelFiles, Precision};
 pub(crate) use device::Bert;
 pub(crate) use encoder::{Encoder, Kernel, Team, Workspace};
 pub(crate) use steps::{Step, Steps};
@@ -37,20 +42,17 @@ pub(crate) enum Loaded {
 }
 
 /// Loads a model from its folder, and says in which precision it computes.
-pub(crate) fn load(
-    dir: &Path,
-    device: DeviceChoice,
-    precision: Precision,
-    max_tokens: usize,
-) -> Result<(Loaded, Precision), ModelError> {
-    let shape = Shape::read(dir, max_tokens)?;
+pub(crate) fn load(dir: &Path, config: &ModelConfig, files: &ModelFiles) -> Result<(Loaded, Precision), ModelError> {
+    let precision = config.precision;
+    let shape = Shape::read(dir, files.max_tokens())?;
     let path = dir.join(WEIGHTS);
-    let weights = Weights::read(&path, &open(device)?).map_err(|error| ModelError::invalid(&path, error))?;
+    let weights = Weights::read(&path, &open(config.device)?).map_err(|error| ModelError::invalid(&path, error))?;
     if !weights.device.is_cpu() {
         return Bert::load(shape, &weights, &path, precision).map(|(bert, precision)| (Loaded::Gpu(bert), precision));
     }
     let reason = "processors do not compute in it";
-    let kernel = Kernel::of(precision).ok_or(ModelError::Precision { precision: precision.name(), reason })?;
+    let kernel = Kernel::of(precision, files.is_good_in_int8())
+        .ok_or(ModelError::Precision { precision: precision.name(), reason })?;
     let encoder = Encoder::assemble(kernel, shape, &weights).map_err(|error| ModelError::invalid(&path, error))?;
     Ok((Loaded::Processor(encoder), kernel.precision()))
 }
@@ -197,7 +199,7 @@ mod tests {
     fn in_bf16_vectors_point_where_those_in_single_precision_do_whatever_is_beside_them() {
         let weights = random_weights();
         let sequences = sequences(&[40, 17, 17, 17, 3, 1, 33, 40, 40]);
-        let exact = Encoder::assemble(Kernel::of(Precision::F32).unwrap(), small(), &weights).unwrap();
+        let exact = Encoder::assemble(Kernel::of(Precision::F32, false).unwrap(), small(), &weights).unwrap();
         let exact = exact.embed(&sequences, &mut Workspace::default(), &mut || ()).unwrap();
         for kernel in bf16::Kernel::of_this_processor() {
             let ours = Encoder::assemble(Kernel::Bf16(kernel), small(), &weights).unwrap();
@@ -219,9 +221,40 @@ mod tests {
     }
 
     #[test]
+    fn in_int8_vectors_point_where_those_in_single_precision_do_whatever_is_beside_them_and_with_every_kernel() {
+        let weights = random_weights();
+        let sequences = sequences(&[40, 17, 17, 17, 3, 1, 33, 40, 40]);
+        let exact = Encoder::assemble(Kernel::of(Precision::F32, false).unwrap(), small(), &weights).unwrap();
+        let exact = exact.embed(&sequences, &mut Workspace::default(), &mut || ()).unwrap();
+        let mut first: Option<Vec<Vec<f32>>> = None;
+        for kernel in int8::Kernel::of_this_processor() {
+            let ours = Encoder::assemble(Kernel::Int8(kernel), small(), &weights).unwrap();
+            let (mut at, mut pauses) = (Workspace::default(), 0);
+            // The second time in memory that holds the results of the first.
+            for _ in 0..2 {
+                let together = ours.embed(&sequences, &mut at, &mut || pauses += 1).unwrap();
+                for ((sequence, exact), ours_together) in sequences.iter().zip(&exact).zip(&together) {
+                    let cosine: f32 = ours_together.iter().zip(exact).map(|(a, b)| a * b).sum();
+                    assert!(cosine > 0.997, "{kernel:?}: the cosine is {cosine}");
+                    let alone = ours.embed(std::slice::from_ref(sequence), &mut at, &mut || ()).unwrap();
+                    assert_eq!(&alone[0], ours_together, "{kernel:?}: a vector depends on what is embedded with it");
+                }
+                match &first {
+                    Some(first) if kernel.is_native() => assert_eq!(&together, first, "{kernel:?}"),
+                    _ => first = Some(together),
+                }
+            }
+            assert!(pauses >= 12, "twice two layers of at least one group and one block");
+            let gelu = ours.gelu_seconds(100);
+            assert!(gelu.is_finite() && gelu >= 0.0);
+        }
+    }
+
+    #[test]
     fn threads_together_give_what_one_gives_alone_however_many_come() {
         let weights = random_weights();
         let kernels = bf16::Kernel::of_this_processor().into_iter().map(Kernel::Bf16);
+        let kernels = kernels.chain(int8::Kernel::of_this_processor().into_iter().map(Kernel::Int8));
         for kernel in kernels.chain(simd::tests::arches().map(Kernel::F32)) {
             let encoder = Encoder::assemble(kernel, small(), &weights).unwrap();
             for (lengths, threads) in [(&[40, 17, 1, 17, 40, 3][..], 3), (&[40], 2), (&[1, 30, 30, 30], 2)] {
@@ -246,20 +279,31 @@ mod tests {
 
     #[test]
     fn the_kernel_is_that_of_the_precision_and_of_this_processor() {
-        let native = bf16::Kernel::fastest().is_native();
-        let automatic = if native { Precision::Bf16 } else { Precision::F32 };
-        assert_eq!(Kernel::of(Precision::Auto).unwrap().precision(), automatic);
-        assert_eq!(Kernel::of(Precision::F32).unwrap().precision(), Precision::F32);
-        assert_eq!(Kernel::of(Precision::Bf16).unwrap().precision(), Precision::Bf16);
-        assert!(Kernel::of(Precision::F16).is_none());
+        let automatic = |int8: bool| match () {
+            () if bf16::Kernel::fastest().is_native() => Precision::Bf16,
+            () if int8 && int8::Kernel::fastest().is_native() => Precision::Int8,
+            () => Precision::F32,
+        };
+        for int8 in [false, true] {
+            let of = |precision| Kernel::of(precision, int8).map(Kernel::precision);
+            assert_eq!(of(Precision::Auto), Some(automatic(int8)));
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+                assert_eq!(of(precision), Some(precision));
+            }
+            assert_eq!(of(Precision::F16), None);
+        }
         for kernel in bf16::Kernel::of_this_processor() {
             println!("{}: {:.1} GFLOP/s in registers", kernel.name(), kernel.peak_flops() / 1e9);
+        }
+        for kernel in int8::Kernel::of_this_processor() {
+            println!("{}: {:.1} GOP/s in registers", kernel.name(), kernel.peak_operations() / 1e9);
         }
     }
 
     #[test]
     fn a_token_or_a_place_that_the_model_does_not_have_is_an_error() {
-        let encoder = Encoder::assemble(Kernel::of(Precision::F32).unwrap(), small(), &random_weights()).unwrap();
+        let encoder =
+            Encoder::assemble(Kernel::of(Precision::F32, false).unwrap(), small(), &random_weights()).unwrap();
         let embed = |ids: Vec<u32>| encoder.embed(&[ids], &mut Workspace::default(), &mut || ()).map(|_| ());
         assert!(embed(vec![49; 40]).is_ok());
         assert!(embed(vec![1, 50]).unwrap_err().to_string().contains("token 50 at place 1"));

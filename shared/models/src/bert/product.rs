@@ -80,19 +80,19 @@ impl WithSimd for PanelWidth {
 }
 
 /// An edge, known to the compiler.
-trait AtEdge: Copy {
+pub(super) trait AtEdge: Copy {
     /// What is written for sums, bias included, over what is there.
     fn end<S: Simd>(self, simd: S, sums: Pair<S>, there: Pair<S>) -> Pair<S>;
 }
 
-type Pair<S> = [<S as Simd>::f32s; VECTORS];
+pub(super) type Pair<S> = [<S as Simd>::f32s; VECTORS];
 
 #[derive(Clone, Copy)]
-struct Write;
+pub(super) struct Write;
 #[derive(Clone, Copy)]
 struct Gelu;
 #[derive(Clone, Copy)]
-struct Add;
+pub(super) struct Add;
 
 impl AtEdge for Write {
     #[inline(always)]

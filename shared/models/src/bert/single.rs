@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use super::aligned::Aligned;
 use super::attention::{Attention, Scratch};
-use super::layer::{Kernels, Layer, Linear, Sequences, put};
+use super::layer::{Kernels, Layer, Linear, Sequences, parts, put};
 use super::product::{Edge, Packed};
 use super::steps::{Step, Steps};
 
@@ -38,21 +38,8 @@ impl Kernels for Arch {
     }
 
     fn pack_wide(self, inner: Linear, outer: Linear) -> Vec<Part> {
-        let (columns, width) = (inner.bias.len(), outer.bias.len());
-        let nothing = vec![0.0; width];
-        let part = |from: usize| {
-            let to = columns.min(from + PART);
-            let of_rows: Vec<f32> =
-                outer.weights.chunks_exact(columns).flat_map(|row| row.get(from..to).unwrap_or(&[])).copied().collect();
-            // What is added once only.
-            let bias = if from == 0 { &outer.bias } else { &nothing };
-            let inner_weights = inner.weights.get(from * width..to * width).unwrap_or(&[]);
-            Part {
-                inner: Packed::new(self, inner_weights, inner.bias.get(from..to).unwrap_or(&[])),
-                outer: Packed::new(self, &of_rows, bias),
-            }
-        };
-        (0..columns).step_by(PART).map(part).collect()
+        let packed = |linear: Linear| Packed::new(self, &linear.weights, &linear.bias);
+        parts(&inner, &outer, PART).map(|[inner, outer]| Part { inner: packed(inner), outer: packed(outer) }).collect()
     }
 
     fn attended_rows(self) -> usize {
@@ -83,7 +70,8 @@ impl Kernels for Arch {
         let (heads, head_width) = (layer.heads, layer.head_width);
         let Sequences { qkv, lengths, first } = of;
         let out = attended.first(rows.len());
-        Attention { qkv: qkv.all(), lengths, first, heads, head_width, scratch, out: &mut *out }.run(layer.kernels);
+        let (qkv, rounded) = (qkv.all(), false);
+        Attention { qkv, lengths, first, heads, head_width, rounded, scratch, out: &mut *out }.run(layer.kernels);
         steps.end(Step::Attention);
         layer.attended.apply(out, Edge::Add, rows);
         steps.end(Step::Products);

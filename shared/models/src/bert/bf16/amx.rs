@@ -1,134 +1,46 @@
-//! Products of bf16 by AMX: each instruction adds 256 sums of 32 products. Its registers are tiles of a kilobyte, which
-//! the operating system grants to a process that asks and a thread shapes before it uses them. The compiler has no
-//! intrinsics for it yet.
+//! Products of bf16 by AMX: each instruction adds 256 sums of 32 products. The compiler has no intrinsics for it yet.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
-use std::cell::Cell;
-use std::marker::PhantomData;
-use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::avx512::Avx512;
-use super::lines::{BLOCK, Line, STEP};
+use super::lines::{BLOCK, STEP};
 use super::{PANEL_STEP, Product, TILE_COLUMNS};
+use crate::bert::lines::Line;
+use crate::bert::tiles::{Granted, Numbers, Shaped};
 
 /// Bytes from one row of a tile to the next, in memory that holds nothing else.
 const ROW: usize = size_of::<Line>();
 
-thread_local! {
-    /// How many users the tiles of this thread have.
-    static USERS: Cell<usize> = const { Cell::new(0) };
-}
-
 /// A processor with AMX for bf16 that this process may use.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Amx(Avx512);
+pub(crate) struct Amx {
+    granted: Granted,
+    vectors: Avx512,
+}
 
 impl Amx {
     /// None where there is none, or the operating system does not grant it.
     pub(super) fn detect() -> Option<Self> {
-        static GRANTED: OnceLock<bool> = OnceLock::new();
-        let vectors = Avx512::detect()?;
-        GRANTED.get_or_init(|| has_amx() && ask_for_tiles()).then_some(Self(vectors))
+        let (granted, vectors) = (Granted::with(Numbers::Bf16)?, Avx512::detect()?);
+        Some(Self { granted, vectors })
     }
 
     pub(super) fn vectors(self) -> Avx512 {
-        self.0
+        self.vectors
     }
 
     /// Shapes the tiles of this thread until what is returned goes.
     pub(super) fn configure(self) -> Tiles {
-        let users = USERS.get();
-        if users == 0 {
-            let shapes = Shapes::FULL;
-            // SAFETY: the processor has AMX and the process may use it, or there would be no `Amx`; the shapes are 64
-            // bytes of a valid palette. No tile is in use.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
-        }
-        USERS.set(users + 1);
-        Tiles(PhantomData)
+        Tiles(self.granted.configure())
     }
 }
 
-/// The processor has it, and the operating system saves its registers.
-fn has_amx() -> bool {
-    const OSXSAVE: u32 = 1 << 27;
-    const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
-    /// Configuration and data of tiles.
-    const SAVED: u32 = 1 << 17 | 1 << 18;
-    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE == 0 {
-        return false;
-    }
-    let saved: u32;
-    // SAFETY: with OSXSAVE there is xgetbv, and a register 0.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") saved, out("edx") _, options(nomem, nostack)) };
-    __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES && saved & SAVED == SAVED
-}
-
-/// Asks Linux for the data of tiles, for all threads of the process.
-fn ask_for_tiles() -> bool {
-    const ARCH_PRCTL: usize = 158;
-    const REQUEST_PERMISSION: usize = 0x1023;
-    const TILE_DATA: usize = 18;
-    let answer: isize;
-    // SAFETY: this call changes nothing but what it is asked for, and nothing at all where it is not known. The kernel
-    // overwrites rcx and r11.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") ARCH_PRCTL => answer,
-            in("rdi") REQUEST_PERMISSION,
-            in("rsi") TILE_DATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack)
-        );
-    }
-    answer == 0
-}
-
-/// How many rows and bytes a row each tile has.
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Shapes {
-    /// All eight tiles of sixteen rows and a line in each row.
-    const FULL: Self = {
-        let (bytes, rows) = (64, 16);
-        Self {
-            palette: 1,
-            start: 0,
-            reserved: [0; 14],
-            row_bytes: [bytes, bytes, bytes, bytes, bytes, bytes, bytes, bytes, 0, 0, 0, 0, 0, 0, 0, 0],
-            rows: [rows, rows, rows, rows, rows, rows, rows, rows, 0, 0, 0, 0, 0, 0, 0, 0],
-        }
-    };
-}
-
-const _: () = assert!(size_of::<Shapes>() == 64 && ROW == 64 && BLOCK == 16 && PANEL_STEP == 32);
+const _: () = assert!(ROW == 64 && BLOCK == 16 && PANEL_STEP == 32);
 
 /// The tiles of this thread, shaped. They stay on it.
-pub(super) struct Tiles(PhantomData<*mut ()>);
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        let users = USERS.get() - 1;
-        USERS.set(users);
-        if users == 0 {
-            // SAFETY: there is AMX, or nothing could have been shaped; nobody uses the tiles any more. Without them
-            // the thread is as cheap to switch as before.
-            unsafe { asm!("tilerelease", options(nomem, nostack)) };
-        }
-    }
-}
+pub(super) struct Tiles(#[allow(dead_code, reason = "while it is there, the tiles are shaped")] Shaped);
 
 impl Tiles {
     /// sums = left * panels.
@@ -146,8 +58,8 @@ impl Tiles {
             // SAFETY: the processor has AMX, and this thread's tiles are shaped as long as `self` lives. A step reads 16
             // lines of a block and 32 of the panel, which has so many steps; each block has so many steps of 16 lines, as
             // checked above. What is written are 32 numbers at `from`, which is 32 less than `columns` at most, of each
-            // of the 16 rows of `columns` numbers that each block's sums have, as checked above too. Nothing but this
-            // module uses tiles, and none is expected to keep what it holds from one block of instructions to the next.
+            // of the 16 rows of `columns` numbers that each block's sums have, as checked above too. Nothing that
+            // uses tiles is expected to keep what it holds from one block of instructions to the next.
             unsafe {
                 if two {
                     let lower_sums = lower_sums.as_mut_ptr().wrapping_add(from);

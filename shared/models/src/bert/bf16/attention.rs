@@ -4,10 +4,11 @@
 use pulp::Simd;
 use pulp::bytemuck::cast;
 
-use super::approximate::exp_negative;
-use super::lines::{BLOCK, Line, Lines, PAIRS, STEP, line_of, lines_of};
+use super::lines::{BLOCK, PAIRS, STEP, line_of, lines_of};
 use super::{Kernel, OnVectors, PANEL_STEP, Product, Rounding, TILE_COLUMNS, TILE_ROWS};
 use crate::bert::aligned::Aligned;
+use crate::bert::approximate::exp_negative;
+use crate::bert::lines::{Line, Lines};
 
 /// Pairs in half a line: heads are a multiple of that wide.
 const HALF: usize = PAIRS / 2;

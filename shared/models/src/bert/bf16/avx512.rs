@@ -11,8 +11,9 @@ use std::time::Instant;
 use pulp::Arch;
 use pulp::x86::V4;
 
-use super::lines::{BLOCK, Line, PAIRS, STEP};
+use super::lines::{BLOCK, PAIRS, STEP};
 use super::{OnVectors, PANEL_STEP, Product, Rounding, TILE_COLUMNS};
+use crate::bert::lines::Line;
 
 /// Rows of a tile of sums: with two vectors each half the registers, so that none is waited for.
 const ROWS: usize = 8;

@@ -1,11 +1,12 @@
 //! Layers in bf16: the rows are rounded before each part, and what is between the products of a part is in bf16 only.
 
 use super::attention::{Attention, Scratch};
-use super::lines::{BLOCK, Lines, lines_of};
+use super::lines::{BLOCK, lines_of};
 use super::product::{Edge, Packed};
 use super::{Kernel, Lay};
 use crate::bert::aligned::Aligned;
 use crate::bert::layer::{Kernels, Layer, Linear, Sequences, put};
+use crate::bert::lines::Lines;
 use crate::bert::steps::{Step, Steps};
 
 /// Memory of one thread, kept from one call to the next.

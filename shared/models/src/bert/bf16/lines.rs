@@ -4,7 +4,9 @@
 
 use pulp::bytemuck::cast;
 
-/// Pairs of numbers in a line.
+use crate::bert::lines::Line;
+
+/// Pairs of numbers in a line, the first of a pair in front.
 pub(super) const PAIRS: usize = 16;
 /// Numbers in a line: how far a step of a product goes into the depth.
 pub(super) const STEP: usize = 2 * PAIRS;
@@ -13,11 +15,7 @@ pub(super) const BLOCK: usize = 16;
 /// Bits of a number in single precision that bf16 does not have.
 const DROPPED: u32 = 16;
 
-/// Sixteen pairs of numbers, the first of a pair in front.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub [u32; PAIRS]);
-
+/// As sixteen pairs.
 impl Line {
     /// Numbers, rounded.
     #[inline(always)]
@@ -55,25 +53,6 @@ pub(super) fn line_of(row: usize, step: usize, steps: usize) -> usize {
 /// Lines that rows of so many numbers take, the last block filled up.
 pub(super) fn lines_of(rows: usize, width: usize) -> usize {
     rows.next_multiple_of(BLOCK) * width.div_ceil(STEP)
-}
-
-/// Lines, kept from one use to the next. They never get fewer.
-#[derive(Debug, Default)]
-pub(in crate::bert) struct Lines(Vec<Line>);
-
-impl Lines {
-    /// All of them.
-    pub(super) fn all(&self) -> &[Line] {
-        &self.0
-    }
-
-    /// The first so many; what they hold is whatever was written there last.
-    pub(super) fn first(&mut self, count: usize) -> &mut [Line] {
-        if self.0.len() < count {
-            self.0.resize(count, Line::default());
-        }
-        self.0.get_mut(..count).unwrap_or(&mut [])
-    }
 }
 
 #[cfg(test)]
@@ -125,12 +104,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn lines_begin_on_a_line_and_a_block_has_no_gaps() {
-        let mut lines = Lines::default();
-        for count in [3, 100, 7] {
-            assert_eq!(lines.first(count).len(), count);
-            assert_eq!(lines.first(count).as_ptr().align_offset(64), 0);
-        }
+    fn a_block_has_no_gaps() {
         let found: Vec<usize> = (0..3).flat_map(|step| (0..16).map(move |row| line_of(row, step, 3))).collect();
         assert_eq!(found, (0..48).collect::<Vec<_>>());
         assert_eq!(line_of(16, 0, 3), 48);

@@ -4,7 +4,6 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
-mod approximate;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -16,7 +15,8 @@ mod product;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::layer::arch_name;
-use lines::{BLOCK, Line, STEP};
+use super::lines::Line;
+use lines::{BLOCK, STEP};
 
 /// Rows of a tile of sums, at most: two blocks.
 const TILE_ROWS: usize = 2 * BLOCK;

@@ -2,8 +2,9 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::lines::{BLOCK, Line, PAIRS, line_of};
+use super::lines::{BLOCK, PAIRS, line_of};
 use super::{PANEL_STEP, Product, TILE_COLUMNS};
+use crate::bert::lines::Line;
 use crate::bert::simd::Tiles;
 use crate::bert::tile::VECTORS;
 

@@ -5,10 +5,11 @@
 use pulp::Simd;
 use pulp::bytemuck::cast;
 
-use super::approximate::gelu;
-use super::lines::{BLOCK, Line, PAIRS, STEP, line_of, round};
+use super::lines::{BLOCK, PAIRS, STEP, line_of, round};
 use super::{Engine, Kernel, OnVectors, PANEL_STEP, Product, Rounding, TILE_COLUMNS, TILE_ROWS};
 use crate::bert::aligned::Aligned;
+use crate::bert::approximate::gelu;
+use crate::bert::lines::Line;
 use crate::bert::tile::prefetch;
 
 /// Weights and bias of a product.
@@ -175,9 +176,10 @@ impl OnVectors for Added<'_> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::lines::lines_of;
     use super::super::lines::tests::{at, exact, lines};
-    use super::super::lines::{Lines, lines_of};
     use super::*;
+    use crate::bert::lines::Lines;
     use crate::bert::simd::tests::{erf, numbers};
 
     /// In double precision, one number after another, of what the numbers are after rounding.

@@ -1,5 +1,5 @@
-//! Functions whose results are rounded to bf16 (relative error 2^-9) at once: exact enough for that, and half the work of
-//! the ones in single precision.
+//! Functions whose results are rounded at once, to bf16 (relative error 2^-9) or to whole numbers of eight bits: exact
+//! enough for that, and half the work of the ones in single precision.
 
 use pulp::Simd;
 
