@@ -47,18 +47,15 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
     }
     let dir = files.dir().ok_or_else(|| eyre!("the model has no files"))?.to_owned();
     tokio::task::spawn_blocking(move || {
-        let all = Embedder::load(&config, &files)?;
-        let one = Embedder::load(&ModelConfig { threads: 1, ..config.clone() }, &files)?;
-        let in_f32 = |threads| {
-            let config = ModelConfig { threads, precision: Precision::F32, ..config.clone() };
-            Embedder::load(&config, &files)
+        let weir = |precision| -> Result<Weir, ModelError> {
+            let config = ModelConfig { precision, ..config.clone() };
+            let one = Embedder::load(&ModelConfig { threads: 1, ..config.clone() }, &files)?;
+            Ok(Weir { all: Embedder::load(&config, &files)?, one })
         };
-        let exact = match all.model_id().ends_with("/f32") {
-            true => None,
-            false => Some([in_f32(0)?, in_f32(1)?]),
-        };
-        let stock = Stock::load(&dir, all.tokenizer().max_tokens())?;
-        let sets = texts::sets(&all, &corpus)?;
+        let (exact, int8, weir) = (weir(Precision::F32)?, weir(Precision::Int8)?, weir(Precision::Auto)?);
+        let exact = Some(exact).filter(|exact| exact.all.model_id() != weir.all.model_id());
+        let stock = Stock::load(&dir, weir.all.tokenizer().max_tokens())?;
+        let sets = texts::sets(&weir.all, &corpus)?;
         let gpu = Gpu::load(&config, &files, |embedder| texts::all(embedder, &corpus))?;
         let on_gpu = gpu.iter().map(|gpu| &gpu.set);
         let peers = with_peers.then(|| Peers::start(&dir, sets.iter().chain(on_gpu))).transpose();
@@ -71,7 +68,7 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
         }
         measure(
             &config,
-            Measured { all, one, exact, stock, gpu, peers, far_behind: HashSet::new() },
+            Measured { weir, exact, int8, stock, gpu, peers, far_behind: HashSet::new() },
             &sets,
             &Work::read(&dir)?,
             rounds,
@@ -87,18 +84,31 @@ fn skipped(reason: &dyn std::fmt::Display) -> Value {
 
 /// All that is measured.
 struct Measured {
-    /// Weir with all threads.
-    all: Embedder,
-    /// Weir with one.
-    one: Embedder,
-    /// Both in single precision, where that is not what it takes by itself.
-    exact: Option<[Embedder; 2]>,
+    weir: Weir,
+    /// In single precision, where that is not what it takes by itself.
+    exact: Option<Weir>,
+    /// In whole numbers.
+    int8: Weir,
     stock: Stock,
     /// Weir on a GPU.
     gpu: Option<Gpu>,
     peers: Option<Peers>,
     /// Peers that are not worth the time.
     far_behind: HashSet<String>,
+}
+
+/// Weir in some precision.
+struct Weir {
+    /// With all threads.
+    all: Embedder,
+    /// With one.
+    one: Embedder,
+}
+
+impl Weir {
+    fn with(&self, threads: usize) -> &Embedder {
+        if threads == 1 { &self.one } else { &self.all }
+    }
 }
 
 fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Work, rounds: usize) -> Result<Value> {
@@ -116,7 +126,7 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
         for set in sets {
             let turns = Turns::take(&mut measured, set, threads, rounds)?;
             // Taken beside each set: a machine that others use is not always as fast.
-            let peak = measured.all.peak_flops(threads).unwrap_or_default();
+            let peak = measured.weir.all.peak_flops(threads).unwrap_or_default();
             let mut of_set = turns.figures();
             of_set.insert("texts".into(), json!(set.texts.len()));
             of_set.insert("mean_tokens".into(), json!(count(set.tokens()) / count(set.texts.len())));
@@ -133,22 +143,22 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
         figures.insert("gpu".into(), gpu.measure(measured.peers.as_mut(), mixed, rounds, threads)?);
     }
     if let Some(peers) = &mut measured.peers {
-        figures.insert("accuracy".into(), accuracy(&measured.all, peers, mixed)?);
+        figures.insert("accuracy".into(), accuracy(&measured.weir.all, &measured.int8.all, peers, mixed)?);
         figures.insert("versions".into(), peers.versions.clone());
     }
     // The peers go: their threads and their memory are not in the way of what follows.
     let with_peers = measured.peers.take().is_some();
-    figures.insert("profile_percent".into(), profile(&measured.one, mixed, rounds)?);
-    let [p50, p95] = interactive(&measured.all, mixed)?;
+    figures.insert("profile_percent".into(), profile(&measured.weir.one, mixed, rounds)?);
+    let [p50, p95] = interactive(&measured.weir.all, mixed)?;
     figures.insert("question_beside_bulk_ms".into(), json!({ "p50": p50, "p95": p95 }));
     figures.insert("threads".into(), json!(threads));
-    figures.insert("kernel".into(), json!(measured.all.kernel()));
+    figures.insert("kernel".into(), json!(measured.weir.all.kernel()));
     let ratio = |name: &str| figures.get(name).and_then(Value::as_f64).unwrap_or_default();
     let mut targets = Map::new();
     targets.insert("ratio_to_candle_on_mixed_lengths".into(), at_least(ratio("ratio_to_candle"), 2.0));
     if with_peers {
         targets.insert("ratio_to_best_f32_peer".into(), at_least(ratio("ratio_to_best_f32_peer"), 1.0));
-        let wanted = match measured.all.kernel() {
+        let wanted = match measured.weir.all.kernel() {
             "amx-bf16" => Some(1.5),
             "avx512-bf16" | "avx512f" => Some(1.3),
             _ => None,
@@ -166,7 +176,7 @@ fn measure(config: &ModelConfig, mut measured: Measured, sets: &[Set], work: &Wo
 fn agree(measured: &Measured, set: &Set) -> Result<()> {
     let few: Vec<&str> = set.texts.iter().step_by(7).take(16).map(String::as_str).collect();
     let stock = measured.stock.embed(&few)?.concat();
-    for ours in [&measured.all].into_iter().chain(measured.exact.iter().flatten()) {
+    for Weir { all: ours, .. } in [&measured.weir, &measured.int8].into_iter().chain(&measured.exact) {
         let pairs = ours.embed(&few)?.concat().into_iter().zip(&stock);
         let apart = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let allowed = match ours.model_id().rsplit('/').next() {
@@ -180,10 +190,12 @@ fn agree(measured: &Measured, set: &Set) -> Result<()> {
 }
 
 /// How near the vectors of each are to torch's in f32.
-fn accuracy(ours: &Embedder, peers: &mut Peers, set: &Set) -> Result<Value> {
+fn accuracy(ours: &Embedder, in_int8: &Embedder, peers: &mut Peers, set: &Set) -> Result<Value> {
     let texts: Vec<&str> = set.texts.iter().map(String::as_str).collect();
     let mut accuracy = Map::new();
-    accuracy.insert("weir".into(), peers.accuracy_of(&ours.embed(&texts)?, set)?);
+    for (name, ours) in [("weir", ours), ("weir int8", in_int8)] {
+        accuracy.insert(name.into(), peers.accuracy_of(&ours.embed(&texts)?, set)?);
+    }
     for peer in peers.peers.clone() {
         // Those that were not measured have no vectors.
         if let Ok(figures) = peers.accuracy(&peer, set) {

@@ -19,6 +19,8 @@ enum Who {
     Weir,
     /// Weir in single precision, where that is not what it takes by itself.
     WeirF32,
+    /// Weir in whole numbers.
+    WeirInt8,
     /// candle's stock BERT on texts sorted by length.
     Candle,
     /// The same on texts in no order.
@@ -31,10 +33,16 @@ impl Who {
         match self {
             Self::Weir => "weir",
             Self::WeirF32 => "weir f32",
+            Self::WeirInt8 => "weir int8",
             Self::Candle => "candle sorted",
             Self::CandleUnsorted => "candle",
             Self::Peer(peer) => &peer.name,
         }
+    }
+
+    /// Whether it is a peer that computes in whole numbers.
+    fn is_peer_in_int8(&self) -> bool {
+        matches!(self, Self::Peer(peer) if peer.precision == "int8")
     }
 
     /// Whether it computes in single precision.
@@ -57,6 +65,7 @@ impl Turns {
         if measured.exact.is_some() {
             all.push((Who::WeirF32, Vec::new()));
         }
+        all.push((Who::WeirInt8, Vec::new()));
         // The threads of candle can't be counted out.
         if threads > 1 || measured.all_threads() == 1 {
             all.push((Who::Candle, Vec::new()));
@@ -140,6 +149,7 @@ impl Turns {
         let (weir, in_f32) = (self.weir(), self.rate(&Who::WeirF32).unwrap_or_else(|| self.weir()));
         let found = [
             ("peer", weir, self.best(peer)),
+            ("int8_peer", self.rate(&Who::WeirInt8).unwrap_or_default(), self.best(Who::is_peer_in_int8)),
             ("f32_peer", in_f32, self.best(|who| peer(who) && who.in_f32())),
             ("candle", in_f32, self.best(|who| *who == Who::CandleUnsorted)),
         ];
@@ -169,13 +179,12 @@ impl Measured {
         }
         let started = Instant::now();
         match who {
-            Who::Weir if threads == 1 => drop(self.one.embed(&texts)?),
-            Who::Weir => drop(self.all.embed(&texts)?),
+            Who::Weir => drop(self.weir.with(threads).embed(&texts)?),
             Who::WeirF32 => match &self.exact {
-                Some([_, one]) if threads == 1 => drop(one.embed(&texts)?),
-                Some([all, _]) => drop(all.embed(&texts)?),
+                Some(exact) => drop(exact.with(threads).embed(&texts)?),
                 None => return Ok(f64::MAX),
             },
+            Who::WeirInt8 => drop(self.int8.with(threads).embed(&texts)?),
             Who::Candle | Who::CandleUnsorted => drop(self.stock.embed(&texts)?),
             Who::Peer(peer) => match &mut self.peers {
                 Some(peers) => return peers.seconds(peer, set, threads),

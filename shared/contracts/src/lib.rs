@@ -23,7 +23,7 @@ pub use ids::{
 };
 pub use lane::{Lane, lane_key, lane_of_key, murmur2};
 pub use metric::{MetricDef, MetricKind};
-pub use model::{are_comparable, is_good_in_int8};
+pub use model::are_comparable;
 pub use record::{AnyRecord, CodecError, Raw, Record, SchemaDef};
 pub use records::{
     Action, Answer, AnswerStatus, AnswerToken, Block, BlockKind, Chunk, ChunkBatch, Citation, Document,

@@ -25,8 +25,8 @@ pub enum DeviceChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// The fastest whose rankings are as good as those of `F32`: `Bf16` where the processor multiplies it, `F16` on a GPU,
-    /// else `Int8` for models that were measured with it (all-MiniLM-L6-v2), `F32` for others.
+    /// The fastest whose rankings are as good as those of `F32`, and whose vectors may be mixed: `Bf16` where the processor
+    /// multiplies it, `F16` on a GPU, else `F32`.
     #[default]
     Auto,
     /// Single precision.
@@ -71,8 +71,8 @@ pub struct ModelConfig {
     pub threads: usize,
     /// `auto`, `cpu` or `cuda`.
     pub device: DeviceChoice,
-    /// `auto`, `f32`, `bf16` or `int8` (processor only), or `f16` (GPU only). It is part of the model's id in records; vectors of these
-    /// may be mixed in one collection, but those in `int8` only of all-MiniLM-L6-v2: of other models they are of one kind.
+    /// `auto`, `f32`, `bf16` (processor only), `f16` (GPU only) or `int8` (processor only; up to twice as fast as `f32`; `auto` never
+    /// takes it). It is part of the model's id in records; vectors of these may be mixed in one collection, those in `int8` not.
     pub precision: Precision,
     /// Tokens computed at once, at most (one text may exceed it). More is faster up to a point and takes more
     /// memory. On a GPU that runs out of memory it is halved until it fits.

@@ -81,7 +81,7 @@ impl Embedder {
         let tokenizer = Tokenizer::load(files)?;
         let (model, dimension, precision, kernel) = match files.dir() {
             None => (Model::Hashing, hashing::DIMENSION, Precision::F32, "hashing"),
-            Some(dir) => match bert::load(dir, config, files)? {
+            Some(dir) => match bert::load(dir, config.device, config.precision, files.max_tokens())? {
                 (Loaded::Processor(encoder), precision) => {
                     let (dimension, kernel) = (encoder.dimension(), encoder.kernel().name());
                     let processor = Processor { tokenizer: tokenizer.clone(), encoder };

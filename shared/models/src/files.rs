@@ -80,11 +80,6 @@ impl ModelFiles {
         self.dir.as_deref()
     }
 
-    /// Whether its rankings are as good in whole numbers of eight bits.
-    pub(crate) fn is_good_in_int8(&self) -> bool {
-        weir_contracts::is_good_in_int8(&format!("{}@{}", self.name, self.revision))
-    }
-
     /// Id of the model in records, with the precision of its arithmetic: `name@revision/precision`.
     #[must_use]
     pub fn model_id(&self, precision: Precision) -> String {

@@ -113,7 +113,8 @@ async fn rankings_in_other_precisions_are_as_good_as_in_single_precision() {
         println!("  nDCG@10 {wanted:.4} in {}", exact.model);
         for (precision, least) in [(Precision::Int8, 0.995), (Precision::Bf16, 0.9998)] {
             let Some(other) = Embedded::of(&corpus, precision).await else { return };
-            assert!(are_comparable(&exact.model, &other.model) && exact.model != other.model);
+            let mixed = are_comparable(&exact.model, &other.model);
+            assert_eq!(mixed, precision == Precision::Bf16);
             let mut cosines: Vec<f32> = exact.documents.iter().zip(&other.documents).map(|(a, b)| dot(a, b)).collect();
             cosines.sort_by(f32::total_cmp);
             let first = cosines.get(cosines.len() / 100).copied().unwrap();
@@ -132,7 +133,7 @@ async fn rankings_in_other_precisions_are_as_good_as_in_single_precision() {
                 found[2],
                 cosines.first().unwrap(),
             );
-            for found in found {
+            for found in found.into_iter().take(if mixed { 3 } else { 1 }) {
                 assert!((wanted - found).abs() <= 0.002, "{name}: {found} instead of {wanted}");
             }
             assert!(first >= least, "{name}: {first}");

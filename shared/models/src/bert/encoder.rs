@@ -24,16 +24,14 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    /// The fastest of this processor for a precision; none for one that no processor has. By itself int8 is taken only where
-    /// the model ranks as well with it.
-    pub fn of(precision: Precision, good_in_int8: bool) -> Option<Self> {
-        let (bf16, int8) = (bf16::Kernel::fastest(), int8::Kernel::fastest());
+    /// The fastest of this processor for a precision; none for one that no processor has.
+    pub fn of(precision: Precision) -> Option<Self> {
+        let bf16 = bf16::Kernel::fastest();
         match precision {
             Precision::Auto if bf16.is_native() => Some(Self::Bf16(bf16)),
-            Precision::Auto if good_in_int8 && int8.is_native() => Some(Self::Int8(int8)),
             Precision::Auto | Precision::F32 => Some(Self::F32(Arch::new())),
             Precision::Bf16 => Some(Self::Bf16(bf16)),
-            Precision::Int8 => Some(Self::Int8(int8)),
+            Precision::Int8 => Some(Self::Int8(int8::Kernel::fastest())),
             Precision::F16 => None,
         }
     }
@@ -55,7 +53,7 @@ impl Kernel {
         }
     }
 
-    /// Operations a second (in floating point, or those of whole numbers) that so many threads reach at best: products and sums in registers.
+    /// Operations a second that so many threads reach at best: products and sums in registers.
     pub fn peak_flops(self, threads: usize) -> f64 {
         match self {
             Self::F32(arch) => peak::of(threads, || peak::single(arch)),

@@ -64,11 +64,6 @@ impl Kernel {
         kernels
     }
 
-    /// Whether the processor adds up such products faster than those of single precision.
-    pub fn is_native(self) -> bool {
-        !matches!(self, Self::Plain(_))
-    }
-
     /// As logs have it.
     pub fn name(self) -> &'static str {
         match self {
