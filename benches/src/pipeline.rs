@@ -2,11 +2,11 @@
 //! chunks with the share of each stage, latencies at low load, and the memory of each service.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use color_eyre::eyre::{Result, bail, ensure, eyre};
 use serde_json::{Map, Value, json};
-use weir_contracts::{Answer, AnswerStatus, ChunkBatch, DocumentState, DocumentStatus, Evaluation, Topic};
+use weir_contracts::{Answer, AnswerStatus, ChunkBatch, DocumentState, DocumentStatus, Evaluation, Topic, unix_millis};
 use weir_models::{Embedder, ModelConfig};
 use weir_runner::{Publisher, Start, TopicReader};
 use weir_stack::free_ports;
@@ -61,18 +61,21 @@ async fn statuses(pipeline: &Pipeline) -> Result<TopicReader<DocumentStatus>> {
     Ok(TopicReader::open(pipeline.kafka(), pipeline.registry(), Topic::DOCUMENT_STATUS, Start::End).await?)
 }
 
-/// Waits until `expected` documents are indexed.
-async fn wait_indexed(pipeline: &Pipeline, reader: &mut TopicReader<DocumentStatus>, expected: usize) -> Result<()> {
+/// Waits until `expected` documents are indexed. When the last of them was: milliseconds since the Unix epoch. It is the
+/// time of the record that says so, which is made when the vector store has answered that the document's head is written.
+async fn wait_indexed(pipeline: &Pipeline, reader: &mut TopicReader<DocumentStatus>, expected: usize) -> Result<i64> {
     let mut indexed = HashSet::new();
+    let mut last = 0;
     while indexed.len() < expected {
         let Some(status) = reader.next(PATIENCE).await? else {
             bail!("only {} of {expected} documents are indexed\n{}", indexed.len(), pipeline.outputs());
         };
+        last = status.timestamp;
         let status = status.record;
         ensure!(status.state == DocumentState::Indexed, "{} failed: {:?}", status.document, status.reason);
         indexed.insert(status.document);
     }
-    Ok(())
+    Ok(last)
 }
 
 /// Starts a service on a port of its own, where its metrics can be had.
@@ -215,7 +218,8 @@ async fn ask(
     }
 }
 
-/// Latencies at low load: a document until it can be found, a question until its extractive answer.
+/// Latencies at low load: a document until it can be found and until its producer can read so, a question until its
+/// extractive answer.
 pub async fn latency(rounds: usize) -> Result<Value> {
     weir_models::prepare(&ModelConfig::default()).await?;
     let broker = stack();
@@ -232,13 +236,14 @@ pub async fn latency(rounds: usize) -> Result<Value> {
     // The first one connects; it is not measured.
     pipeline.send_with(&publisher, TENANT, [("warm-up".to_owned(), "Warm water.".to_owned())]).await;
     wait_indexed(&pipeline, &mut reader, 1).await?;
-    let mut searchable = Vec::new();
+    let (mut searchable, mut told) = (Vec::new(), Vec::new());
     for document in measured {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let start = Instant::now();
+        let (start, sent) = (Instant::now(), unix_millis(SystemTime::now()));
         pipeline.send_with(&publisher, TENANT, [document.clone()]).await;
-        wait_indexed(&pipeline, &mut reader, 1).await?;
-        searchable.push(start.elapsed().as_secs_f64() * 1e3);
+        let indexed = wait_indexed(&pipeline, &mut reader, 1).await?;
+        told.push(start.elapsed().as_secs_f64() * 1e3);
+        searchable.push(f64::from(i32::try_from(indexed - sent)?));
     }
     let mut answers: TopicReader<Answer> =
         TopicReader::open(pipeline.kafka(), pipeline.registry(), Topic::ANSWERS, Start::End).await?;
@@ -262,6 +267,8 @@ pub async fn latency(rounds: usize) -> Result<Value> {
         "extractive_answers": extractive,
         "document_to_searchable_p50_ms": document,
         "document_to_searchable_p99_ms": percentile(&mut searchable, 99),
+        "document_to_status_p50_ms": percentile(&mut told, 50),
+        "document_to_status_p99_ms": percentile(&mut told, 99),
         "question_to_answer_p50_ms": question,
         "question_to_answer_p99_ms": percentile(&mut answered, 99),
         "targets": {

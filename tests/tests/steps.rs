@@ -68,7 +68,7 @@ fn a_step_that_was_committed_is_not_done_again_over_kills_and_a_lost_disk() {
     let mut process = relay(&topics, "0", folder.path(), &[], &options);
     for round in 1..=4 {
         // By its positions: reading what was written to its end does not end as long as more is written.
-        eventually("it gets on", PATIENCE, || topics.lag("relay", "relay-in") <= 1_200 - round * 60);
+        eventually("it gets on", PATIENCE, || topics.lag("relay", "relay-in") <= 1_200 - round * 130);
         assert!(topics.lag("relay", "relay-in") > 0, "there is nothing left to be killed for");
         process.kill();
         if round == 2 {

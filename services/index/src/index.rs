@@ -246,7 +246,7 @@ impl Index {
             }
             stale.extend(old.zip(new).and_then(|(old, new)| left_behind(old, new)));
             if set.is_shown_by(new) {
-                observe(set, at);
+                observe(set, (self.clock)());
             }
         }
         self.janitor.remove_later(stale);

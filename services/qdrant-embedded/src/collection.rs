@@ -11,8 +11,12 @@ use qdrant_edge::{
 };
 use tonic::Status;
 
+use crate::journal::Journal;
 use crate::refusal::{internal, no_collection, of_engine};
 use crate::writer::{Taken, Writer};
+
+/// The file of what was written since the last flush, beside the shard's folder.
+const JOURNAL: &str = "journal";
 
 /// Closed files of the write-ahead log (32 MiB each) that make it worth while to open the shard again without them.
 /// The engine never removes them, but it does not read them either.
@@ -130,10 +134,12 @@ impl Collection {
         let path = folder.join("shard");
         std::fs::create_dir_all(&path).map_err(internal)?;
         let edge = EdgeShard::new(&path, config).map_err(|error| of_engine(&error))?;
-        Self::start(folder, created, Shard::new(&path, edge))
+        let (journal, _) = Journal::open(&folder.join(JOURNAL)).map_err(internal)?;
+        Self::start(folder, created, Shard::new(&path, edge), journal)
     }
 
-    /// Opens the files in `folder`. After a kill, what could be torn is made anew.
+    /// Opens the files in `folder`. After a kill, what could be torn is made anew, and what was written since the last
+    /// flush is written again.
     pub fn open(folder: &Path, created: CreateCollection, after_kill: bool) -> Result<Self, Status> {
         let path = folder.join("shard");
         remove_all_but_last(&closed_log_files(&path)?)?;
@@ -142,14 +148,34 @@ impl Collection {
         if after_kill {
             shard.rebuild_indexes()?;
         }
-        Self::start(folder, created, shard)
+        let (mut journal, operations) = Journal::open(&folder.join(JOURNAL)).map_err(internal)?;
+        if !operations.is_empty() {
+            tracing::info!(
+                collection = created.collection_name,
+                writes = operations.len(),
+                "writes again what was not flushed"
+            );
+            for operation in operations {
+                // What a later write removed, that was flushed, can't be changed any more.
+                if let Err(error) = shard.update(operation) {
+                    tracing::warn!(
+                        collection = created.collection_name,
+                        error = error.message(),
+                        "could not be written again"
+                    );
+                }
+            }
+            shard.flush();
+            journal.clear().map_err(internal)?;
+        }
+        Self::start(folder, created, shard, journal)
     }
 
-    fn start(folder: &Path, created: CreateCollection, shard: Shard) -> Result<Self, Status> {
+    fn start(folder: &Path, created: CreateCollection, shard: Shard, journal: Journal) -> Result<Self, Status> {
         let name = created.collection_name.clone();
         let config = shard.with(|edge| Ok(edge.config().clone()))?;
         let shard = Arc::new(shard);
-        let (writer, thread) = Writer::start(&name, shard.clone())?;
+        let (writer, thread) = Writer::start(&name, shard.clone(), journal)?;
         Ok(Self {
             name,
             folder: folder.to_owned(),

@@ -11,6 +11,7 @@ mod catalog;
 mod collection;
 mod collections;
 mod convert;
+mod journal;
 mod points;
 mod refusal;
 mod server;

@@ -1,9 +1,10 @@
 //! The one thread that writes to a collection.
 //!
 //! The engine keeps what is new in memory until it is told to flush, and does not replay its write-ahead log. So a
-//! write that waits is answered after a flush. Flushes are shared: while one runs, writes queue up, and the next
-//! flush covers them all.
+//! write that waits is answered when it is in the journal on disk. Writes share a sync of it: while one runs, they queue
+//! up, and the next covers them all. The engine flushes when the journal is large or nothing was written for a while.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,16 +17,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tonic::Status;
 
 use crate::collection::Shard;
+use crate::journal::{Journal, Record};
 use crate::refusal::internal;
 
 /// Writes that may wait in the queue; beyond that, clients wait to put theirs in.
 const QUEUE: usize = 256;
-/// Writes that share a flush, at most.
+/// Writes that share a sync, at most.
 const GROUP: usize = 128;
-/// Longest time writes are gathered before a flush.
+/// Longest time writes are gathered before a sync.
 const GATHER: Duration = Duration::from_millis(250);
-/// Writes that nobody waits for are on disk after this time.
-const IDLE_FLUSH: Duration = Duration::from_millis(500);
+/// Writes that nobody waits for are in the journal on disk after this time without others.
+const IDLE_SYNC: Duration = Duration::from_millis(500);
+/// The engine flushes after this time without writes.
+const IDLE_FLUSH: Duration = Duration::from_secs(5);
 /// Quiet time before deleted points are cleared away.
 const QUIET: Duration = Duration::from_secs(30);
 /// Deletions since the last clearing that make one worth while.
@@ -56,13 +60,13 @@ pub struct Writer {
 
 impl Writer {
     /// Starts the thread. It ends when the handle is dropped, after a last flush.
-    pub fn start(name: &str, shard: Arc<Shard>) -> Result<(Self, JoinHandle<()>), Status> {
+    pub fn start(name: &str, shard: Arc<Shard>, journal: Journal) -> Result<(Self, JoinHandle<()>), Status> {
         let (jobs, queue) = channel();
         let name = name.to_owned();
         let thread = std::thread::Builder::new()
             .name("writer".into())
             .spawn(move || {
-                let run = AssertUnwindSafe(|| Loop::new(&name, &shard).run(&queue));
+                let run = AssertUnwindSafe(|| Loop::new(&name, &shard, journal).run(&queue));
                 if catch_unwind(run).is_err() {
                     tracing::error!(
                         collection = name,
@@ -94,19 +98,20 @@ impl Writer {
 struct Loop<'a> {
     name: &'a str,
     shard: &'a Shard,
+    journal: Journal,
     dirty: bool,
     deletions: u64,
     last_write: Instant,
 }
 
 impl<'a> Loop<'a> {
-    fn new(name: &'a str, shard: &'a Shard) -> Self {
-        Self { name, shard, dirty: false, deletions: 0, last_write: Instant::now() }
+    fn new(name: &'a str, shard: &'a Shard, journal: Journal) -> Self {
+        Self { name, shard, journal, dirty: false, deletions: 0, last_write: Instant::now() }
     }
 
     fn run(mut self, queue: &Receiver<Job>) {
         loop {
-            match queue.recv_timeout(IDLE_FLUSH) {
+            match queue.recv_timeout(IDLE_SYNC) {
                 Ok(first) => self.write_group(first, queue),
                 Err(RecvTimeoutError::Timeout) => self.rest(),
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -131,15 +136,16 @@ impl<'a> Loop<'a> {
             }
         }
         self.last_write = Instant::now();
-        if waiting.is_empty() {
-            return;
+        if !waiting.is_empty() {
+            self.sync();
         }
-        self.flush();
         for (answer, result) in waiting {
             // A client that went away does not need an answer.
             let _ = answer.send(result);
         }
-        self.trim_log();
+        if self.journal.is_large() {
+            self.flush();
+        }
     }
 
     fn apply(&mut self, operation: UpdateOperation) -> Result<(), Status> {
@@ -154,19 +160,40 @@ impl<'a> Loop<'a> {
             }
             _ => {}
         }
-        self.shard.update(operation)
+        let record = Record::of(&operation)?;
+        self.shard.update(operation)?;
+        self.journal.append(&record);
+        Ok(())
+    }
+
+    fn sync(&mut self) {
+        let synced = self.journal.sync();
+        self.end_unless(synced);
     }
 
     fn flush(&mut self) {
         if self.dirty {
             self.shard.flush();
+            let cleared = self.journal.clear();
+            self.end_unless(cleared);
             self.dirty = false;
+            self.trim_log();
+        }
+    }
+
+    /// Ends the process when the journal can't be written: what is on disk is not known any more.
+    fn end_unless(&self, done: io::Result<()>) {
+        if let Err(error) = done {
+            tracing::error!(collection = self.name, %error, "the journal can't be written; ending so that a restart finds what was");
+            std::process::exit(DISK_FAILED);
         }
     }
 
     fn rest(&mut self) {
-        self.flush();
-        self.trim_log();
+        self.sync();
+        if self.last_write.elapsed() >= IDLE_FLUSH {
+            self.flush();
+        }
         if self.deletions >= DELETIONS && self.last_write.elapsed() >= QUIET {
             let started = Instant::now();
             self.deletions = 0;

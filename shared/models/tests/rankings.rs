@@ -115,6 +115,7 @@ async fn rankings_in_other_precisions_are_as_good_as_in_single_precision() {
             let Some(other) = Embedded::of(&corpus, precision).await else { return };
             let mixed = are_comparable(&exact.model, &other.model);
             assert_eq!(mixed, precision == Precision::Bf16);
+            assert_ne!(exact.model, other.model);
             let mut cosines: Vec<f32> = exact.documents.iter().zip(&other.documents).map(|(a, b)| dot(a, b)).collect();
             cosines.sort_by(f32::total_cmp);
             let first = cosines.get(cosines.len() / 100).copied().unwrap();

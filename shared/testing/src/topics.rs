@@ -71,25 +71,33 @@ impl TestTopics {
         producer.flush(TIMEOUT).expect("everything is stored");
     }
 
-    /// Everything in a topic now.
+    /// Everything in a topic up to the end it has now, although more may be written meanwhile.
     pub fn read(&self, topic: &str, isolation: Isolation) -> Vec<Stored> {
         let consumer = self.consumer("test-reader", isolation);
         let topic = self.full(topic);
-        let mut open = std::collections::HashSet::new();
+        let mut ends = std::collections::HashMap::new();
         let mut list = TopicPartitionList::new();
         for (lane, low, high) in self.watermarks(&consumer, &topic) {
             if low < high {
-                open.insert(lane);
+                ends.insert(lane, high);
                 list.add_partition_offset(&topic, lane, Offset::Offset(low)).expect("an offset");
             }
         }
         consumer.assign(&list).expect("an assignment");
         let mut stored = Vec::new();
-        while !open.is_empty() {
+        while !ends.is_empty() {
             match consumer.poll(TIMEOUT) {
-                Some(Ok(message)) => stored.push(copy(&message)),
+                Some(Ok(message)) => {
+                    let (lane, offset) = (message.partition(), message.offset());
+                    let end = ends.get(&lane).copied();
+                    stored.extend(end.filter(|end| offset < *end).map(|_| copy(&message)));
+                    if end.is_some_and(|end| offset + 1 >= end) {
+                        ends.remove(&lane);
+                    }
+                }
+                // The end may be a marker that no record follows, or lie in a transaction that is open.
                 Some(Err(KafkaError::PartitionEOF(lane))) => {
-                    open.remove(&lane);
+                    ends.remove(&lane);
                 }
                 Some(Err(error)) => panic!("reading {topic}: {error}"),
                 None => panic!("{topic} can't be read to its end"),

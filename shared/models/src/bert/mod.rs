@@ -22,6 +22,7 @@ mod tile;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod tiles;
 mod together;
+mod unrounded;
 mod weights;
 
 use std::path::Path;

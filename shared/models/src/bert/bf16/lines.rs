@@ -4,10 +4,10 @@
 
 use pulp::bytemuck::cast;
 
-use crate::bert::lines::Line;
+use crate::bert::lines::{Line, WORDS};
 
 /// Pairs of numbers in a line, the first of a pair in front.
-pub(super) const PAIRS: usize = 16;
+pub(super) const PAIRS: usize = WORDS;
 /// Numbers in a line: how far a step of a product goes into the depth.
 pub(super) const STEP: usize = 2 * PAIRS;
 /// Rows of a block.

@@ -8,9 +8,9 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod layer;
 mod portable;
 mod product;
+mod products;
 mod quantised;
 
 use pulp::Arch;

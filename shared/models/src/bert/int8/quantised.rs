@@ -9,7 +9,7 @@ use crate::bert::lines::{Line, Lines, WORDS};
 
 /// Rows of numbers from 0 to 255, kept from one use to the next.
 #[derive(Debug, Default)]
-pub(super) struct Quantised {
+pub(in crate::bert) struct Quantised {
     lines: Lines,
     ranges: Vec<Range>,
     /// Lines of a row.
@@ -35,7 +35,7 @@ impl Quantised {
 
     /// Tiles of rows, one after another: what each row stands for, and their lines with those of the rows that a block has
     /// too much.
-    pub fn tiles(&self) -> impl Iterator<Item = (&[Range], &[Line])> {
+    pub(super) fn tiles(&self) -> impl Iterator<Item = (&[Range], &[Line])> {
         self.ranges.chunks(TILE_ROWS).zip(self.lines.all().chunks(TILE_ROWS * self.steps))
     }
 
