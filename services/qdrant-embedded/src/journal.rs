@@ -107,7 +107,8 @@ fn split_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
     let [a, b, c, d, checksum @ ..] = *header;
     let (record, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?)?;
-    (crc32fast::hash(record) == u32::from_le_bytes(checksum)).then_some((record, rest))
+    // After a loss of power a file may end with zeros, which are a record of no bytes.
+    (!record.is_empty() && crc32fast::hash(record) == u32::from_le_bytes(checksum)).then_some((record, rest))
 }
 
 fn decode(record: &[u8]) -> Result<UpdateOperation, rmp_serde::decode::Error> {
@@ -227,6 +228,16 @@ mod tests {
         *changed.last_mut().unwrap() ^= 1;
         std::fs::write(&path, &changed).unwrap();
         assert_eq!(Journal::open(&path).unwrap().1, operations()[..operations().len() - 1]);
+    }
+
+    #[test]
+    fn zeros_behind_the_records_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        append_and_sync(&path);
+        let padded = [std::fs::read(&path).unwrap(), vec![0; 4096]].concat();
+        std::fs::write(&path, padded).unwrap();
+        assert_eq!(Journal::open(&path).unwrap().1, operations());
     }
 
     fn append_and_sync(path: &Path) {

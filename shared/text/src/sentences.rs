@@ -57,10 +57,10 @@ fn in_block(text: &str, block: Range<usize>) -> Vec<Range<usize>> {
     let joined = text.get(block).unwrap_or_default().replace(['\n', '\r'], " ");
     let ends = if joined.is_ascii() { ends_in_ascii(joined.as_bytes()) } else { ends(&joined) };
     let mut found: Vec<Range<usize>> = Vec::new();
-    let mut offset = 0;
+    let mut next = 0;
     for end in ends {
+        let offset = std::mem::replace(&mut next, end);
         let piece = joined.get(offset..end).unwrap_or_default();
-        let offset = std::mem::replace(&mut offset, end);
         let trimmed = piece.trim();
         if trimmed.is_empty() {
             continue;
