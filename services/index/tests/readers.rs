@@ -12,6 +12,7 @@ use qdrant_client::Qdrant;
 use qdrant_client::qdrant::{Condition, Filter, ScrollPointsBuilder, Value, value::Kind};
 use setup::server::{Server, deletion, record, split};
 use setup::{NEAR, lined_up, on_time, process, search};
+use tokio::sync::watch;
 use weir_contracts::EmbeddingBatch;
 
 const UPDATES: usize = 1_000;
@@ -81,6 +82,7 @@ async fn a_reader_that_polls_throughout_1000_updates_sees_no_mix_no_part_and_not
     let server = Server::start();
     let config = server.config();
     let applied = Arc::new(AtomicUsize::new(0));
+    let (told, mut answered) = watch::channel(0_usize);
     let reader = tokio::spawn({
         let (store, applied) = (server.store(), Arc::clone(&applied));
         let client = Qdrant::from_url(&config.url).skip_compatibility_check().build().unwrap();
@@ -92,6 +94,7 @@ async fn a_reader_that_polls_throughout_1000_updates_sees_no_mix_no_part_and_not
                 let texts: Vec<_> = hits.into_iter().map(|hit| hit.text).collect();
                 assert_eq!(faults(&texts, before), Vec::<String>::new());
                 answers += 1;
+                told.send_replace(answers);
                 documents += texts.iter().filter(|text| text.contains(" 0 ")).count();
                 // The control, now and then: what a reader would see that does not look at the heads.
                 if answers.is_multiple_of(10) {
@@ -116,6 +119,11 @@ async fn a_reader_that_polls_throughout_1000_updates_sees_no_mix_no_part_and_not
         process(&mut index, batch).await;
         let processed = count * TOGETHER + batch.len();
         applied.store(ends.iter().filter(|end| **end <= processed).count(), Ordering::SeqCst);
+        // However fast the store is, one answer is asked for and given while nothing moves.
+        let before = *answered.borrow();
+        if answered.wait_for(|answers| *answers >= before + 2).await.is_err() {
+            break;
+        }
     }
     let (answers, documents, without_heads) = reader.await.unwrap();
     println!(

@@ -1,5 +1,5 @@
-//! The innermost loop of every product, and asking for memory before it is needed. Beside what
-//! computes in bf16 the only unsafe code of this crate.
+//! The innermost loop of products in single precision, and asking for memory before it is needed. Beside the kernels of bf16
+//! and int8 the only unsafe code of this crate.
 #![allow(unsafe_code)]
 
 use pulp::Simd;
