@@ -100,9 +100,11 @@ fn fetch(artifact: &Artifact, cache: &Path) -> Result<PathBuf, StackError> {
         return Ok(folder);
     }
     machine::check_room(cache, machine::DOWNLOAD_MIB)?;
-    let draft = cache.join(format!(".{}-partial", artifact.folder));
-    let pom = cache.join(format!(".{}-pom.xml", artifact.folder));
-    let _ = fs::remove_dir_all(&draft);
+    // A folder of its own: beside the pom Maven notes what it has unpacked, and does not unpack that again.
+    let work = cache.join(format!(".{}-partial", artifact.folder));
+    let (pom, draft) = (work.join("pom.xml"), work.join("files"));
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).map_err(StackError::io(format!("create {}", work.display())))?;
     fs::write(&pom, artifact.pom).map_err(StackError::io(format!("write {}", pom.display())))?;
     run_maven(artifact, &pom, &draft)?;
     if !draft.join(artifact.witness).is_file() {
@@ -112,7 +114,7 @@ fn fetch(artifact: &Artifact, cache: &Path) -> Result<PathBuf, StackError> {
         });
     }
     fs::rename(&draft, &folder).map_err(StackError::io(format!("move {} into place", draft.display())))?;
-    let _ = fs::remove_file(&pom);
+    let _ = fs::remove_dir_all(&work);
     Ok(folder)
 }
 
@@ -166,4 +168,26 @@ fn progress(artifact: &Artifact) -> ProgressBar {
     bar.set_prefix(format!("fetching {} ({}) from Maven Central, once", artifact.what, artifact.size));
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_was_removed_from_the_cache_is_fetched_again() {
+        let cache = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let folder = fetch(&REGISTRY, cache.path()).unwrap();
+            assert!(folder.join(REGISTRY_JAR).is_file());
+            let names: Vec<_> = fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            assert!(
+                names.iter().all(|name| *name == folder || name.ends_with("download.lock")),
+                "left over: {names:?}"
+            );
+            fs::remove_dir_all(&folder).unwrap();
+        }
+    }
 }
