@@ -47,15 +47,13 @@ pub async fn run(rounds: usize, with_peers: bool) -> Result<Value> {
     }
     let dir = files.dir().ok_or_else(|| eyre!("the model has no files"))?.to_owned();
     tokio::task::spawn_blocking(move || {
-        let weir = |precision| -> Result<Weir, ModelError> {
+        let load = |precision| -> Result<Weir, ModelError> {
             let config = ModelConfig { precision, ..config.clone() };
             let one = Embedder::load(&ModelConfig { threads: 1, ..config.clone() }, &files)?;
             Ok(Weir { all: Embedder::load(&config, &files)?, one })
         };
-        let (int8, by_itself) = (weir(Precision::Int8)?, weir(Precision::Auto)?);
-        let is_exact = precision(&by_itself.all) == "f32";
-        let exact = (!is_exact).then(|| weir(Precision::F32)).transpose()?;
-        let weir = by_itself;
+        let (int8, weir) = (load(Precision::Int8)?, load(Precision::Auto)?);
+        let exact = (precision(&weir.all) != "f32").then(|| load(Precision::F32)).transpose()?;
         let stock = Stock::load(&dir, weir.all.tokenizer().max_tokens())?;
         let sets = texts::sets(&weir.all, &corpus)?;
         let gpu = Gpu::load(&config, &files, |embedder| texts::all(embedder, &corpus))?;
