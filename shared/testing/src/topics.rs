@@ -89,9 +89,11 @@ impl TestTopics {
             match consumer.poll(TIMEOUT) {
                 Some(Ok(message)) => {
                     let (lane, offset) = (message.partition(), message.offset());
-                    let end = ends.get(&lane).copied();
-                    stored.extend(end.filter(|end| offset < *end).map(|_| copy(&message)));
-                    if end.is_some_and(|end| offset + 1 >= end) {
+                    let Some(end) = ends.get(&lane).copied() else { continue };
+                    if offset < end {
+                        stored.push(copy(&message));
+                    }
+                    if offset + 1 >= end {
                         ends.remove(&lane);
                     }
                 }
