@@ -40,7 +40,9 @@ pub(crate) fn consumer_config(kafka: &KafkaConfig) -> ClientConfig {
         .set("isolation.level", "read_committed")
         // After the prefetch queue was full, librdkafka sleeps this long before it fetches again; the default is 1 s.
         .set("fetch.queue.backoff.ms", "5")
-        .set("fetch.wait.max.ms", "100")
+        // How long the broker holds a request back while there is nothing to read; a record ends it at once, a lane that
+        // is added waits for it. What is asked more often costs the broker more than the records, while little happens.
+        .set("fetch.wait.max.ms", "250")
         .set("check.crcs", "true")
         .set("enable.partition.eof", "true");
     config

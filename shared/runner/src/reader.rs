@@ -19,8 +19,8 @@ use crate::{KafkaConfig, Registry};
 
 const QUEUE: usize = 256;
 const POLL: Duration = Duration::from_millis(50);
-/// How long the broker holds a request back while there is nothing to read: for readers that somebody waits for, and
-/// for those that stay.
+/// How long the broker holds a request back while there is nothing to read, which a record ends at once. The end of what
+/// there is shows by an answer without records, so that who reads up to there has it quick.
 const QUICK: Duration = Duration::from_millis(20);
 const SELDOM: Duration = Duration::from_millis(500);
 
@@ -108,11 +108,15 @@ impl<R: Record> TopicReader<R> {
         topic: String,
         start: Start,
     ) -> Result<Self, ReadError> {
-        Self::open_with(kafka, registry, topic, How { start, fetch_wait: QUICK, isolation: COMMITTED }).await
+        let fetch_wait = match start {
+            Start::Beginning => QUICK,
+            Start::End => SELDOM,
+        };
+        Self::open_with(kafka, registry, topic, How { start, fetch_wait, isolation: COMMITTED }).await
     }
 
-    /// Opens all partitions of a topic from the beginning, to be followed for long: new records may be seen half a
-    /// second late, and the broker is asked seldom.
+    /// Opens all partitions of a topic from the beginning, to be followed for long: its end may be seen half a second
+    /// late, and the broker is asked seldom.
     ///
     /// # Errors
     /// As [`TopicReader::open`].

@@ -239,7 +239,11 @@ impl Runner {
         self.wait_for_topics(&consumer, &topics, &shutdown)?;
         let again: Arc<str> = names.full_name(&again_topic(self.name)).into();
         let returning = match partitions(&consumer, &again) {
-            Ok(_) => Some(Returning { topic: again, consumer: connect(&settings)? }),
+            Ok(_) => {
+                // Little ever comes that way.
+                settings.set("fetch.wait.max.ms", "500");
+                Some(Returning { topic: again, consumer: connect(&settings)? })
+            }
             Err(_) => {
                 tracing::info!(stage = self.name, topic = %again, "no such topic: nothing returns to this stage");
                 None
