@@ -37,6 +37,8 @@ pub(crate) struct Kafka {
 }
 
 const BROKER: &str = "kafka.Kafka";
+/// The first of Java's two compilers alone: it takes little time, and its code is not as fast.
+pub(crate) const QUICK_COMPILER: &str = "-XX:TieredStopAtLevel=1";
 /// Fewer than Kafka's 50: a stack for one machine starts faster.
 const INTERNAL_PARTITIONS: &str = "8";
 
@@ -65,7 +67,8 @@ impl Kafka {
             certificate,
         };
         let heap_mib = config.broker_heap_mib;
-        let machine = Java { program: java, classes, jars: &jars, logging: &logging, heap_mib };
+        let quick = config.security.is_none();
+        let machine = Java { program: java, classes, jars: &jars, logging: &logging, heap_mib, quick };
         let brokers = ports.iter().zip(1..).map(|(own, id)| {
             let data = folder.root().join(format!("kafka-{id}"));
             let properties = properties(config, id, ports, own, &data, kafka.certificate.as_ref());
@@ -150,6 +153,9 @@ struct Java<'a> {
     jars: &'a Path,
     logging: &'a Path,
     heap_mib: u32,
+    /// The quick compiler alone: a broker on one machine has the cores that its clients compute on, and what the other
+    /// compiler takes of them for minutes it never gives back. Encryption is slow without that one.
+    quick: bool,
 }
 
 impl Java<'_> {
@@ -168,6 +174,9 @@ impl Java<'_> {
             class.into(),
         ];
         args.extend_from_slice(rest);
+        if self.quick {
+            args.insert(0, QUICK_COMPILER.into());
+        }
         // Only the broker is recorded; whatever else runs on these jars maps what it can.
         if class == BROKER || !self.classes.recording() {
             args.splice(0..0, self.classes.argument("kafka"));
@@ -212,8 +221,7 @@ fn format(
     let rest: Vec<String> = args.into_iter().chain([file.display().to_string()]).collect();
     // The tool's start is all there is to it, so the quick compiler alone.
     let output = Command::new(java.program)
-        .arg("-XX:TieredStopAtLevel=1")
-        .args(java.args("kafka.tools.StorageTool", &rest))
+        .args(Java { quick: true, ..*java }.args("kafka.tools.StorageTool", &rest))
         .output()
         .map_err(StackError::io("run Kafka's StorageTool"))?;
     if !output.status.success() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::classes::{Classes, RECORD_GRACE};
 use crate::folder::Folder;
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, QUICK_COMPILER};
 use crate::probe::Probe;
 use crate::unit::{Plan, Unit};
 use crate::{StackError, artifacts};
@@ -37,7 +37,7 @@ pub(crate) fn prepare(
         ),
     };
     let mut args: Vec<String> =
-        ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"].map(String::from).into();
+        ["-Xmx256m", "-XX:+UseSerialGC", QUICK_COMPILER, "-XX:-UsePerfData"].map(String::from).into();
     args.extend(classes.argument("registry"));
     args.extend(["-jar".to_owned(), home.join(artifacts::REGISTRY_JAR).display().to_string()]);
     Ok(Unit::new(Plan {
