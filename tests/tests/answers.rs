@@ -69,12 +69,7 @@ async fn every_question_has_one_answer_and_one_evaluation_though_the_services_ar
     pipeline.start("generate", "0", &[HURTABLE.as_slice(), &[patient]].concat());
     pipeline.start("eval", "0", &HURTABLE);
     for (service, stage, input, output) in STAGES {
-        eventually(&format!("{stage} has work and a transaction open"), PATIENCE, || {
-            pipeline.topics.has_open_transaction(output) && pipeline.topics.lag(stage, input) > 0
-        });
-        assert!(pipeline.topics.lag(stage, input) > 0, "{stage} has nothing left to be killed for");
-        pipeline.process(service, "0").kill();
-        pipeline.process(service, "0").restart();
+        pipeline.kill_at_work(service, stage, input, output, PATIENCE);
     }
     pipeline.supervise_until("every answer is scored and no lag is left", PATIENCE, |pipeline| {
         pipeline.topics.read("evaluations", Isolation::Committed).len() >= QUESTIONS

@@ -118,12 +118,7 @@ async fn every_service_killed_in_the_middle_of_5000_documents_leaves_them_indexe
         if running.insert(service) {
             start_behind(&mut storm, service, stage, input, DOCUMENTS);
         }
-        eventually(&format!("{stage} has work and a transaction open"), PATIENCE, || {
-            storm.topics.lag(stage, input) > 0 && storm.topics.has_open_transaction(output)
-        });
-        storm.process(service, "0").kill();
-        assert!(storm.topics.lag(stage, input) > 0, "{stage} had nothing left to be killed for");
-        storm.process(service, "0").restart();
+        storm.kill_at_work(service, stage, input, output, PATIENCE);
         aborted.insert(output, false);
     }
     wait_until_done(&mut storm, DOCUMENTS);

@@ -14,7 +14,7 @@ use weir_stack::Cluster;
 use weir_stack::schemas::{self, RegistryAccess, SchemaRegistry};
 use weir_stack::topics::{self, Shape};
 
-use crate::{Process, TestStack, TestTopics};
+use crate::{Process, TestStack, TestTopics, eventually};
 
 const PAGE: u32 = 1_000;
 
@@ -108,6 +108,27 @@ impl Pipeline {
     /// A running service.
     pub fn process(&mut self, service: &str, instance: &str) -> &mut Process {
         self.processes.get_mut(&format!("{service}-{instance}")).expect("a service that was started")
+    }
+
+    /// Kills the first instance of a service, with SIGKILL, while its `stage` has a transaction open in the topic
+    /// `output` and lag in `input`, and starts it again.
+    pub fn kill_at_work(&mut self, service: &str, stage: &str, input: &str, output: &str, limit: Duration) {
+        let topics = self.topics.clone();
+        let at_work = || topics.has_open_transaction(output) && topics.lag(stage, input) > 0;
+        let process = self.process(service, "0");
+        eventually(&format!("{stage} has work and a transaction open"), limit, || {
+            if !at_work() {
+                return false;
+            }
+            // What was seen may be over by now; of what is frozen it holds until it is killed.
+            process.freeze();
+            let caught = at_work();
+            if !caught {
+                process.thaw();
+            }
+            caught
+        });
+        process.restart();
     }
 
     /// Settings of a client.
