@@ -18,7 +18,7 @@ BENCH ?=
 CHAOS_OPTIONS = $(if $(CONTROL),--control "$(CONTROL)",$(if $(MINUTES),--minutes "$(MINUTES)") $(if $(SEED),--seed "$(SEED)")) \
 	$(if $(OUT),--out "$(OUT)")
 
-.PHONY: help prerequisites build demo up down status test test-long lint fmt bench bench-embed bench-outage sanitize chaos clean-data docs deny
+.PHONY: help prerequisites build demo up down status test test-long lint fmt bench bench-embed bench-outage sanitize miri chaos clean-data docs deny
 
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-outage: prerequisites ## The provider of models goes down for two minutes 
 
 sanitize: prerequisites ## The embedder's kernels under AddressSanitizer (needs a nightly compiler)
 	@scripts/sanitize.sh
+
+miri: prerequisites ## The same tests, smaller, interpreted by Miri (needs a nightly compiler with it)
+	@scripts/miri.sh
 
 chaos: build ## Break a running pipeline on purpose and look whether it kept its word
 	@"$(CARGO_TARGET_DIR)/debug/weir-chaos" $(CHAOS_OPTIONS)

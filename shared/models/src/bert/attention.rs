@@ -225,7 +225,7 @@ fn exponentials<S: Simd, const ROUNDED: bool>(
 pub(super) mod tests {
     use proptest::prelude::*;
 
-    use super::super::simd::tests::{arches, numbers};
+    use super::super::simd::tests::{arches, cases, numbers, sizes};
     use super::*;
 
     /// In double precision, one number after another.
@@ -252,13 +252,13 @@ pub(super) mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(cases(32))]
 
         #[test]
         fn attention_is_that_of_plain_sums_for_any_lengths(
-            lengths in prop::collection::vec(1usize..70, 1..4),
-            heads in 1usize..4,
-            blocks in 1usize..4,
+            lengths in prop::collection::vec(sizes(1..70), 1..4),
+            heads in sizes(1..4),
+            blocks in sizes(1..4),
             cut in 0usize..=100,
             seed in any::<u32>(),
         ) {

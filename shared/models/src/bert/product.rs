@@ -195,7 +195,7 @@ impl<S: Simd, E: AtEdge> Tiles for Panel<'_, S, E> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::simd::tests::{arches, numbers};
+    use super::super::simd::tests::{arches, cases, numbers, sizes};
     use super::*;
 
     /// In double precision, one number after another.
@@ -219,13 +219,13 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(cases(48))]
 
         #[test]
         fn products_are_those_of_plain_sums_for_any_shape(
-            rows in 0usize..230,
-            depth in 1usize..70,
-            columns in 1usize..8,
+            rows in sizes(0..230),
+            depth in sizes(1..70),
+            columns in sizes(1..8),
             seed in any::<u32>(),
         ) {
             let width = 16 * columns;

@@ -29,7 +29,8 @@ impl Granted {
     /// them.
     pub fn with(numbers: Numbers) -> Option<Self> {
         static GRANTED: OnceLock<bool> = OnceLock::new();
-        let there = has(numbers) && *GRANTED.get_or_init(ask_for_tiles);
+        // Miri knows neither the question to the processor nor its tiles.
+        let there = !cfg!(miri) && has(numbers) && *GRANTED.get_or_init(ask_for_tiles);
         there.then_some(Self(()))
     }
 

@@ -310,16 +310,16 @@ mod tests {
     use super::super::lines::tests::{at, lines};
     use super::*;
     use crate::bert::attention::tests::plain;
-    use crate::bert::simd::tests::numbers;
+    use crate::bert::simd::tests::{cases, numbers, sizes};
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(cases(32))]
 
         #[test]
         fn attention_is_that_of_plain_sums_for_any_lengths_and_kernel(
-            lengths in prop::collection::vec(1usize..70, 1..4),
-            heads in 1usize..4,
-            blocks in 1usize..5,
+            lengths in prop::collection::vec(sizes(1..70), 1..4),
+            heads in sizes(1..4),
+            blocks in sizes(1..5),
             cut in 0usize..=100,
             seed in any::<u32>(),
         ) {

@@ -61,6 +61,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bert::simd::tests::cases;
 
     /// What a number in bf16 stands for.
     pub fn exact(x: u16) -> f32 {
@@ -87,6 +88,8 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #![proptest_config(cases(256))]
+
         #[test]
         fn no_number_in_bf16_is_nearer_than_the_rounded_one(bits in any::<u32>()) {
             let x = f32::from_bits(bits);

@@ -180,7 +180,7 @@ mod tests {
     use super::super::lines::tests::{at, exact, lines};
     use super::*;
     use crate::bert::lines::Lines;
-    use crate::bert::simd::tests::{erf, numbers};
+    use crate::bert::simd::tests::{cases, erf, numbers, sizes};
 
     /// In double precision, one number after another, of what the numbers are after rounding.
     fn plain(rows: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f64> {
@@ -200,13 +200,13 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(cases(48))]
 
         #[test]
         fn products_are_those_of_plain_sums_for_any_shape_and_kernel(
-            rows in 0usize..71,
-            depth in 1usize..100,
-            columns in 1usize..8,
+            rows in sizes(0..71),
+            depth in sizes(1..100),
+            columns in sizes(1..8),
             seed in any::<u32>(),
         ) {
             let width = 16 * columns;
@@ -247,7 +247,7 @@ mod tests {
         }
 
         #[test]
-        fn rows_are_laid_as_plain_code_does_it(rows in 0usize..40, blocks in 1usize..8, seed in any::<u32>()) {
+        fn rows_are_laid_as_plain_code_does_it(rows in sizes(0..40), blocks in sizes(1..8), seed in any::<u32>()) {
             let width = 16 * blocks;
             let x: Vec<f32> = numbers(seed).take(rows * width).collect();
             for kernel in Kernel::of_this_processor() {

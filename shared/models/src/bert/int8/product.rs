@@ -139,16 +139,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bert::simd::tests::{erf, numbers};
+    use crate::bert::simd::tests::{cases, erf, numbers, sizes};
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(cases(48))]
 
         #[test]
         fn products_are_those_of_plain_sums_for_any_shape_and_the_same_with_every_kernel(
-            rows in 0usize..71,
-            depth in 1usize..200,
-            columns in 1usize..8,
+            rows in sizes(0..71),
+            depth in sizes(1..200),
+            columns in sizes(1..8),
             seed in any::<u32>(),
         ) {
             let width = 16 * columns;

@@ -173,7 +173,7 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bert::simd::tests::{arches, numbers};
+    use crate::bert::simd::tests::{arches, cases, numbers, sizes};
 
     impl Quantised {
         /// A number as it lies there.
@@ -200,10 +200,12 @@ pub(super) mod tests {
     }
 
     proptest! {
+        #![proptest_config(cases(256))]
+
         #[test]
         fn numbers_of_rows_stand_for_what_was_there(
-            rows in 0usize..40,
-            width in 1usize..200,
+            rows in sizes(0..40),
+            width in sizes(1..200),
             shift in -2f32..2.0,
             size in -30i32..30,
             seed in any::<u32>(),
@@ -228,7 +230,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn numbers_of_weights_stand_for_what_was_there_and_fit(depth in 1usize..200, width in 1usize..70, seed in any::<u32>()) {
+        fn numbers_of_weights_stand_for_what_was_there_and_fit(depth in sizes(1..200), width in sizes(1..70), seed in any::<u32>()) {
             let weights: Vec<f32> = numbers(seed).map(|x| x.powi(5)).take(width * depth).collect();
             let ours = Columns::quantise(&weights, depth);
             let steps = depth.div_ceil(STEP);
