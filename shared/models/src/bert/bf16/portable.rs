@@ -45,15 +45,31 @@ struct Chunk<'a, S> {
     from: usize,
 }
 
+impl<S: Simd> Chunk<'_, S> {
+    /// One of the vectors of weights of a pair of rows, widened. The right half of a panel comes after the left one.
+    #[inline(always)]
+    fn weights(&self, panel: &[Line; PANEL_STEP], pair: usize, vector: usize) -> [S::f32s; 2] {
+        let column = (VECTORS * self.chunk + vector) * S::F32_LANES;
+        let line = panel.get(column / PAIRS * PAIRS + pair);
+        let vectors = line.map_or(&[][..], |line| S::as_simd_u32s(&line.0).0);
+        let pairs = vectors.get(column % PAIRS / S::F32_LANES).copied().unwrap_or(self.simd.splat_u32s(0));
+        widened(self.simd, pairs)
+    }
+}
+
+/// The first and the second of each pair in single precision. A function: closures, and `map` of arrays, are not always
+/// inlined, and then vectors are handed over in memory.
+#[inline(always)]
+fn widened<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
+    let (even, odd) =
+        (simd.wrapping_dyn_shl_u32s(pairs, simd.splat_u32s(16)), simd.and_u32s(pairs, simd.splat_u32s(0xffff_0000)));
+    [simd.transmute_f32s_u32s(even), simd.transmute_f32s_u32s(odd)]
+}
+
 impl<S: Simd> Tiles for Chunk<'_, S> {
     #[inline(always)]
     fn tile<const M: usize>(&mut self, first: usize) {
         let simd = self.simd;
-        let (upper, shift) = (simd.splat_u32s(0xffff_0000), simd.splat_u32s(16));
-        let widened = |pair: S::u32s| {
-            let [even, odd] = [simd.wrapping_dyn_shl_u32s(pair, shift), simd.and_u32s(pair, upper)];
-            [simd.transmute_f32s_u32s(even), simd.transmute_f32s_u32s(odd)]
-        };
         let mut sums = [[simd.splat_f32s(0.0); VECTORS]; M];
         let nothing = Line::default();
         for (step, panel) in self.panel.as_chunks::<PANEL_STEP>().0.iter().enumerate() {
@@ -62,18 +78,12 @@ impl<S: Simd> Tiles for Chunk<'_, S> {
                 *line = self.left.get(line_of(first + place, step, self.steps)).unwrap_or(&nothing);
             }
             for pair in 0..PAIRS {
-                // Where in the step a vector of this pair of rows is: the right half of a panel comes after the left one.
-                let weights = [0, 1].map(|vector| {
-                    let column = (VECTORS * self.chunk + vector) * S::F32_LANES;
-                    let line = panel.get(column / PAIRS * PAIRS + pair);
-                    let vectors = line.map_or(&[][..], |line| S::as_simd_u32s(&line.0).0);
-                    widened(vectors.get(column % PAIRS / S::F32_LANES).copied().unwrap_or(simd.splat_u32s(0)))
-                });
+                let weights = [self.weights(panel, pair, 0), self.weights(panel, pair, 1)];
                 for (sums, line) in sums.iter_mut().zip(lines) {
-                    let x = widened(simd.splat_u32s(line.0.get(pair).copied().unwrap_or(0)));
+                    let [even, odd] = widened(simd, simd.splat_u32s(line.0.get(pair).copied().unwrap_or(0)));
                     for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = simd.mul_add_e_f32s(x[0], weights[0], *sum);
-                        *sum = simd.mul_add_e_f32s(x[1], weights[1], *sum);
+                        *sum = simd.mul_add_e_f32s(even, weights[0], *sum);
+                        *sum = simd.mul_add_e_f32s(odd, weights[1], *sum);
                     }
                 }
             }
