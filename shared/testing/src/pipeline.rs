@@ -17,6 +17,9 @@ use weir_stack::topics::{self, Shape};
 use crate::{Process, TestStack, TestTopics, eventually};
 
 const PAGE: u32 = 1_000;
+/// How often a service at work is looked at while it is frozen, and how long it works before the next look.
+const LOOKS: usize = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// A program of this workspace, built beside the test.
 pub fn program(name: &str) -> PathBuf {
@@ -116,17 +119,19 @@ impl Pipeline {
         let topics = self.topics.clone();
         let at_work = || topics.has_open_transaction(output) && topics.lag(stage, input) > 0;
         let process = self.process(service, "0");
-        eventually(&format!("{stage} has work and a transaction open"), limit, || {
-            if !at_work() {
-                return false;
-            }
-            // What was seen may be over by now; of what is frozen it holds until it is killed.
+        // What was seen may be over by now; of what is frozen it holds until it is killed.
+        let catch = || {
             process.freeze();
             let caught = at_work();
             if !caught {
                 process.thaw();
+                std::thread::sleep(BETWEEN_LOOKS);
             }
             caught
+        };
+        // While it runs, a look takes longer than many transactions: there might be few of them before the work is done.
+        eventually(&format!("{stage} has work and a transaction open"), limit, || {
+            at_work() && std::iter::repeat_with(catch).take(LOOKS).any(|caught| caught)
         });
         process.restart();
     }
