@@ -224,7 +224,7 @@ mod tests {
         #[test]
         fn products_are_those_of_plain_sums_for_any_shape(
             rows in sizes(0..230),
-            depth in sizes(1..70),
+            depth in 1..70usize,
             columns in sizes(1..8),
             seed in any::<u32>(),
         ) {

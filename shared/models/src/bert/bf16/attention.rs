@@ -5,6 +5,7 @@ use pulp::Simd;
 use pulp::bytemuck::cast;
 
 use super::lines::{BLOCK, PAIRS, STEP, line_of, lines_of};
+use super::portable::widened;
 use super::{Kernel, OnVectors, PANEL_STEP, Product, Rounding, TILE_COLUMNS, TILE_ROWS};
 use crate::bert::aligned::Aligned;
 use crate::bert::approximate::exp_negative;
@@ -230,10 +231,8 @@ impl OnVectors for Softmax<'_> {
                 *slot = rounding.line(numbers);
                 // The sum of what was written, so that the weights are of one together.
                 for pairs in S::as_simd_u32s(&slot.0).0 {
-                    let even = simd.wrapping_dyn_shl_u32s(*pairs, simd.splat_u32s(16));
-                    let odd = simd.and_u32s(*pairs, simd.splat_u32s(0xffff_0000));
-                    for (sum, x) in sums.iter_mut().zip([even, odd]) {
-                        *sum = simd.add_f32s(*sum, simd.transmute_f32s_u32s(x));
+                    for (sum, x) in sums.iter_mut().zip(widened(simd, *pairs)) {
+                        *sum = simd.add_f32s(*sum, x);
                     }
                 }
             }

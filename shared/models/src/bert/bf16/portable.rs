@@ -60,7 +60,7 @@ impl<S: Simd> Chunk<'_, S> {
 /// The first and the second of each pair in single precision. A function: closures, and `map` of arrays, are not always
 /// inlined, and then vectors are handed over in memory.
 #[inline(always)]
-fn widened<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
+pub(super) fn widened<S: Simd>(simd: S, pairs: S::u32s) -> [S::f32s; 2] {
     let (even, odd) =
         (simd.wrapping_dyn_shl_u32s(pairs, simd.splat_u32s(16)), simd.and_u32s(pairs, simd.splat_u32s(0xffff_0000)));
     [simd.transmute_f32s_u32s(even), simd.transmute_f32s_u32s(odd)]
