@@ -182,16 +182,21 @@ async fn a_storm_of_returning_records_leaves_fresh_ones_their_share() {
     topics.produce_keyed("eval.again", LANES, records("storm"));
     topics.produce_keyed("in", LANES, records("fresh"));
     let config = RunnerConfig { retry_share: 0.2, max_batch_records: 200, ..settings() };
-    let (stop, task) = run(&topics, config, Flaky { work: Duration::from_micros(200) });
+    let (stop, task) = run(&topics, config, Flaky { work: Duration::from_micros(500) });
     eventually("all are done", PATIENCE, || topics.read("out", Isolation::Committed).len() == 6_000);
     stop.cancel();
     task.await.unwrap();
     for lane in 0..LANES {
         let out = topics.read("out", Isolation::Committed);
         let in_lane: Vec<_> = out.iter().filter(|record| record.lane == lane).collect();
+        // Both are read over connections of their own: until the first of either is there, there is nothing to share.
+        let first = |kind: &[u8]| in_lane.iter().position(|record| record.value == kind).unwrap();
+        let begun = first(b"fresh").max(first(b"again"));
         let last_fresh = in_lane.iter().rposition(|record| record.value == b"fresh").unwrap();
-        let storm = in_lane[..last_fresh].iter().filter(|record| record.value == b"again").count();
-        let share = storm as f64 / last_fresh as f64;
+        assert!(begun < last_fresh, "those that return waited until no fresh record did");
+        let shared = &in_lane[begun..last_fresh];
+        let storm = shared.iter().filter(|record| record.value == b"again").count();
+        let share = storm as f64 / shared.len() as f64;
         assert!(share < 0.3, "while fresh records waited, {share:.2} of the work went to those that returned");
         assert!(share > 0.1, "those that return must get on too: {share:.2}");
     }
