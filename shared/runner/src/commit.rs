@@ -12,9 +12,9 @@ use weir_contracts::Lane;
 use weir_stage::Headers;
 
 use crate::assignment::{GroupContext, committed};
-use crate::backoff::Backoff;
 use crate::dead_letter::dead_letter;
 use crate::failpoint::{Failpoint, reach};
+use crate::insist::Insist;
 use crate::mechanism::{Mechanism, is_switched_off};
 use crate::metric;
 use crate::process::{EncodedRecord, Prepared, Verdict};
@@ -82,6 +82,7 @@ pub(crate) enum Verified {
 /// open until the next commit is due: the network works while the next batch is read.
 pub(crate) struct Committer {
     pub(crate) stage: &'static str,
+    pub(crate) insist: Insist,
     pub(crate) group: String,
     pub(crate) dead_letters: Arc<str>,
     /// The topic behind the state of the lanes, for stages that keep some.
@@ -124,7 +125,9 @@ impl Committer {
         let serial = format!("{:x}.{:x}", self.instance, self.serial);
         let offsets = self.offsets(positions, &serial)?;
         let start = Instant::now();
-        match self.try_commit(consumer, &offsets) {
+        let tried = self.try_commit(consumer, &offsets);
+        self.insist.status.goes_on();
+        match tried {
             Ok(()) => {
                 reach(self.stage, Failpoint::AfterCommit);
                 self.open = false;
@@ -219,11 +222,13 @@ impl Committer {
     fn give_up(&mut self, reason: &str) -> Result<Verified, String> {
         tracing::warn!(stage = self.stage, reason, "transaction aborted; its records are produced again");
         self.open = false;
+        self.insist.status.goes_on();
         let aborted = match &mut self.producer {
             Producing::Transactions(producer) => producer.abort(),
             #[cfg(feature = "at-least-once")]
             Producing::AtLeastOnce(_) => Ok(()),
         };
+        self.insist.status.goes_on();
         match aborted {
             Ok(()) => {}
             Err(TransactionError::Fatal(reason)) => return Err(reason),
@@ -267,7 +272,7 @@ impl Committer {
         let of_topic = positions.iter().filter(|((of, _), _)| of == topic);
         let expected: BTreeMap<Lane, i64> = of_topic.map(|((_, lane), next)| (*lane, next.offset)).collect();
         let lanes: Vec<Lane> = expected.keys().copied().collect();
-        let found = insist(self.stage, "reading committed positions", || {
+        let found = self.insist.on("reading committed positions", || {
             committed(consumer, topic, &lanes).map_err(|error| TransactionError::Ambiguous(error.to_string()))
         })?;
         let applied = found.iter().any(|(lane, offset, metadata)| {
@@ -281,11 +286,10 @@ impl Committer {
 
     /// A new producer that has fenced the old one, as soon as Kafka lets it.
     pub(crate) fn start_over(&mut self) -> Result<(), String> {
-        let stage = self.stage;
         match &mut self.producer {
             Producing::Transactions(producer) => {
                 producer.recreate()?;
-                insist(stage, "taking over the transactional id", || producer.fence())
+                self.insist.on("taking over the transactional id", || producer.fence())
             }
             #[cfg(feature = "at-least-once")]
             Producing::AtLeastOnce(_) => Ok(()),
@@ -337,23 +341,4 @@ fn produce(
         records.extend(writes.iter().filter_map(|write| to.change(*lane, write)).map(Cow::Owned));
     }
     send(&records)
-}
-
-/// Repeats a call to Kafka until it answers, with backoff; gives up only where repeating can't help.
-pub(crate) fn insist<T>(
-    stage: &str,
-    what: &str,
-    mut call: impl FnMut() -> Result<T, TransactionError>,
-) -> Result<T, String> {
-    let mut backoff = Backoff::new(std::time::Duration::from_millis(50), std::time::Duration::from_secs(2));
-    loop {
-        match call() {
-            Ok(value) => return Ok(value),
-            Err(TransactionError::Fatal(reason)) => return Err(reason),
-            Err(TransactionError::Abort(reason) | TransactionError::Ambiguous(reason)) => {
-                tracing::warn!(stage, reason, "{what}: trying again");
-                std::thread::sleep(backoff.next(&mut rand::rng(), None));
-            }
-        }
-    }
 }

@@ -14,6 +14,7 @@ mod engine;
 mod extent;
 mod failpoint;
 mod flood;
+mod insist;
 mod jobs;
 mod lag;
 mod lane;

@@ -18,6 +18,7 @@ use crate::client::{CALL_TIMEOUT, consumer_config};
 use crate::commit::{Committer, Producing};
 use crate::concurrent::{Alone, Concurrency, Mode, Together, Work};
 use crate::engine::{Engine, Returning};
+use crate::insist::Insist;
 use crate::lane_stops::LaneStops;
 use crate::ownership::Ownership;
 use crate::process::{Batches, Processed, Processor, RawRecord};
@@ -29,7 +30,7 @@ use crate::{KafkaConfig, Registry, RunnerConfig, StageStatus};
 
 /// How often it is looked whether the loop turns.
 const LOOK: Duration = Duration::from_secs(1);
-/// A loop that stands still for less than this is only slow.
+/// A loop that stands still for less than this is only slow, and so is Kafka.
 const LEAST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The runner can't go on; the service exits with an error and starts again.
@@ -53,6 +54,8 @@ struct Shared {
     ownership: Arc<Ownership>,
     batches: tokio::sync::mpsc::Sender<Vec<RawRecord>>,
     done: mpsc::Receiver<Processed>,
+    /// How long the loop may wait for Kafka.
+    patience: Duration,
 }
 
 /// Runs one stage.
@@ -134,7 +137,7 @@ impl Runner {
         let (batches, receiver) = tokio::sync::mpsc::channel(stages.len().max(1));
         let (done_sender, done) = mpsc::channel();
         let grace = Duration::from_millis(self.config.grace_ms);
-        let limit = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
+        let patience = (grace + 3 * Duration::from_millis(self.config.transaction_timeout_ms)).max(LEAST_PATIENCE);
         let watched = Arc::clone(&self.status);
         let ownership = Arc::new(Ownership::new(Duration::from_millis(self.config.session_timeout_ms)));
         let stop = CancellationToken::new();
@@ -166,7 +169,17 @@ impl Runner {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let shared = Shared { mode, stores: shared, stops, retries, shutdown: token, ownership, batches, done };
+                let shared = Shared {
+                    mode,
+                    stores: shared,
+                    stops,
+                    retries,
+                    shutdown: token,
+                    ownership,
+                    batches,
+                    done,
+                    patience,
+                };
                 let (outcome, engine) = match self.set_up(input, shared) {
                     Ok(mut engine) => (engine.run(), Some(engine)),
                     Err(reason) => (Err(reason), None),
@@ -190,13 +203,12 @@ impl Runner {
             processing.spawn(processor.run(Arc::clone(&receiver), done_sender.clone(), wake.clone()));
         }
         drop(done_sender);
-        let patience = grace + CALL_TIMEOUT;
         let overdue = async move {
             shutdown.cancelled().await;
             waker.unpark();
-            tokio::time::sleep(patience).await;
+            tokio::time::sleep(grace + CALL_TIMEOUT).await;
         };
-        let still = standstill(Arc::clone(&watched), limit);
+        let still = standstill(Arc::clone(&watched), patience);
         let outcome = tokio::select! {
             stood = still => Err(format!("the loop has stood still for {} s inside a call to Kafka's client", stood.as_secs())),
             outcome = result => outcome.unwrap_or_else(|_| Err("the loop panicked; see the log".into())),
@@ -211,7 +223,7 @@ impl Runner {
     }
 
     fn set_up(self, input: Topic, shared: Shared) -> Result<Engine, String> {
-        let Shared { mode, stores, stops, retries, shutdown, ownership, batches, done } = shared;
+        let Shared { mode, stores, stops, retries, shutdown, ownership, batches, done, patience } = shared;
         let names = self.kafka.topics();
         let group = names.full_name(self.name);
         let input: Arc<str> = names.full(input).into();
@@ -257,6 +269,7 @@ impl Runner {
         };
         let committer = Committer {
             stage: self.name,
+            insist: Insist { stage: self.name, status: Arc::clone(&self.status), patience },
             producer: self.producing(&group, changelog.clone())?,
             changelog,
             group,

@@ -56,7 +56,7 @@ impl std::fmt::Display for PauseReason {
 /// State of one stage of a service, for health checks and tests.
 #[derive(Debug, Default)]
 pub struct StageStatus {
-    /// When the loop last went round; none before it begins.
+    /// When the loop last went round, or on behind a call that may take long; none before it begins.
     turned: Mutex<Option<Instant>>,
     joined: AtomicBool,
     /// Whether the loop sleeps until the next commit.
@@ -91,7 +91,14 @@ impl StageStatus {
         *lock(&self.turned) = Some(Instant::now());
     }
 
-    /// How long ago the loop last went round; zero before it begins.
+    /// The loop does not go round yet, but what it waited for has answered, if only that it failed.
+    pub(crate) fn goes_on(&self) {
+        if let Some(turned) = lock(&self.turned).as_mut() {
+            *turned = Instant::now();
+        }
+    }
+
+    /// How long ago the loop last went round or on; zero before it begins.
     pub(crate) fn stands_still_for(&self) -> Duration {
         lock(&self.turned).map_or(Duration::ZERO, |turned| turned.elapsed())
     }

@@ -12,7 +12,6 @@ use weir_contracts::{Lane, RETRY_TIERS};
 use super::Engine;
 use crate::assignment::{GroupContext, Position, Standing, positions};
 use crate::clock::now_millis;
-use crate::commit::insist;
 use crate::concurrent::Mode;
 use crate::lane::{Intake, OwnedLane};
 use crate::ownership::LaneEpoch;
@@ -26,7 +25,7 @@ impl Engine {
     pub(super) fn assigned(&mut self, lanes: &[Lane]) -> Result<(), String> {
         let topics: Vec<Arc<str>> =
             std::iter::once(&self.input).chain(self.returning.as_ref().map(|r| &r.topic)).cloned().collect();
-        let found = insist(self.stage, "reading committed positions", || {
+        let found = self.committer.insist.on("reading committed positions", || {
             let found: Result<Vec<_>, _> = topics.iter().map(|topic| positions(&self.consumer, topic, lanes)).collect();
             found.map_err(|error| TransactionError::Ambiguous(error.to_string()))
         })?;
@@ -67,7 +66,8 @@ impl Engine {
             stores.assign(*lane, *epoch).map_err(|error| error.to_string())?;
         }
         let lanes: Vec<Lane> = epochs.keys().copied().collect();
-        insist(self.stage, "restoring state", || {
+        // Whoever else has a transaction open on a lane decides how long that takes.
+        self.committer.insist.without_end().on("restoring state", || {
             changelog.restore(stores, &lanes, now_millis(), &|| self.status.turn()).map_err(|error| match error {
                 RestoreError::Kafka(reason) => TransactionError::Ambiguous(reason),
                 RestoreError::Store(error) => TransactionError::Fatal(error.to_string()),
@@ -133,6 +133,7 @@ impl Engine {
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err("the processor has stopped".into()),
             }
             self.let_go_on()?;
+            self.status.goes_on();
         }
         // Once: the group waits for this answer, and may have left this member behind already.
         if self.has_logged() || self.ready.iter().any(|prepared| lanes.contains(&prepared.raw.at.lane)) {
@@ -147,7 +148,9 @@ impl Engine {
         else {
             return;
         };
-        match self.consumer.fetch_watermarks(topic, lane.0, crate::client::CALL_TIMEOUT) {
+        let watermarks = self.consumer.fetch_watermarks(topic, lane.0, crate::client::CALL_TIMEOUT);
+        self.status.goes_on();
+        match watermarks {
             Ok((low, high)) if next < low || next > high => {
                 self.stop_at_gap(lane, topic, next, low.min(high));
             }
