@@ -180,7 +180,7 @@ mod tests {
     use super::super::lines::tests::{at, exact, lines};
     use super::*;
     use crate::bert::lines::Lines;
-    use crate::bert::simd::tests::{cases, erf, numbers, sizes};
+    use crate::bert::simd::tests::{cases, exact_gelu, numbers, sizes};
 
     /// In double precision, one number after another, of what the numbers are after rounding.
     fn plain(rows: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f64> {
@@ -232,8 +232,7 @@ mod tests {
                     packed.apply(&left, rows, edge, &mut sums);
                     for (place, product) in products.iter().enumerate() {
                         let ours = at(out, width, place / width, place % width);
-                        let half = || (1.0 + erf(product / std::f64::consts::SQRT_2)) / 2.0;
-                        let exact = if with_gelu { product * half() } else { *product };
+                        let exact = if with_gelu { exact_gelu(*product) } else { *product };
                         prop_assert!(is_near(ours, exact, 3e-4), "{kernel:?}: {ours} is not {exact}");
                     }
                     // Nothing but the rows that there are is written, and what fills a line up is zero.
