@@ -263,11 +263,10 @@ async fn asks_are_answered_side_by_side() {
     let house = house(&[&provider]).await;
     let asked: Vec<_> =
         (0..12).map(|at| delivery(question(&format!("q{at}"), &format!("When was mill {at} at Ulm built?")))).collect();
-    let began = std::time::Instant::now();
     let outcomes = futures::future::join_all(asked.iter().map(|asked| house.outcome(asked))).await;
     let ids: Vec<String> = outcomes.iter().map(|outcome| answer(outcome).request_id.to_string()).collect();
     assert_eq!(ids, (0..12).map(|at| format!("q{at}")).collect::<Vec<_>>());
-    assert!(began.elapsed() < Duration::from_millis(12 * 200), "{:?}", began.elapsed());
+    assert!(provider.connections() > 1, "one after another, each would find the connection of the one before it free");
 }
 
 #[tokio::test]

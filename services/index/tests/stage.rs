@@ -307,11 +307,8 @@ async fn a_few_thousand_records_are_indexed_in_one_batch() {
     let mut t = setup();
     let records = (0..2_000).map(|i| record("acme", &format!("d{i}"), 1, &[("many words", NEAR)]));
     let deliveries = lined_up(records, 0);
-    let started = std::time::Instant::now();
     let outcomes = process(&mut t.index, &deliveries).await;
-    println!("2,000 documents in {:?}", started.elapsed());
     assert!(outcomes.iter().all(|outcome| *outcome == Said::Indexed(1, 1)));
-    assert!(started.elapsed() < Duration::from_secs(20));
 }
 
 const NOTHING: Said = Said::Nothing;

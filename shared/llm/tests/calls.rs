@@ -167,7 +167,7 @@ async fn no_connection(provider: &FakeProvider) {
 
 #[tokio::test]
 async fn an_answer_beyond_its_limit_of_tokens_is_cut_there_and_the_connection_dropped() {
-    let drip = Behaviour::Drip { text: "word ".repeat(1_000), pause: Duration::from_millis(2) };
+    let drip = Behaviour::Drip { text: "word ".repeat(1_000), pause: Duration::from_millis(10) };
     for behaviour in [Behaviour::Long { words: 1_000, pause: Duration::ZERO }, drip] {
         let provider = FakeProvider::start(behaviour).await.unwrap();
         let chain = chain(&[("only", provider.base_url(), true)]);
@@ -178,7 +178,7 @@ async fn an_answer_beyond_its_limit_of_tokens_is_cut_there_and_the_connection_dr
         assert_eq!(heard.0[&1], reply.text);
         assert!(reply.call.usage.estimated && reply.call.usage.output >= 64);
         no_connection(&provider).await;
-        assert!(began.elapsed() < Duration::from_millis(1_500), "the rest was not waited for");
+        assert!(began.elapsed() < Duration::from_secs(8), "the rest, ten seconds of it, was waited for");
     }
     // Pieces of many tokens each.
     let (run, ..) = one(Behaviour::Answer("é".repeat(10_000)), true).await;
