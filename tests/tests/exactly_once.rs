@@ -247,3 +247,21 @@ fn a_commit_in_doubt_is_resolved_by_asking_kafka() {
     eventually("everything is done", PATIENCE, || direct.lag("relay", "relay-in") == 0);
     assert_each_once(&direct, 6_000);
 }
+
+/// What librdkafka does not come back from by itself: see the runner's `send_offsets`.
+#[test]
+fn a_group_without_a_coordinator_for_a_moment_costs_a_transaction_and_not_the_process() {
+    let proxy = BrokerProxy::start();
+    let (broker, address) = proxy.broker();
+    let direct = topics(&broker, "coordinator");
+    let through = TestTopics { brokers: address, ..direct.clone() };
+    let mut process = relay(&through, "0", &["--transaction-timeout-ms", "3000"]);
+    eventually("it has its lanes", PATIENCE, || process.output().contains("lanes assigned"));
+    proxy.hide_coordinator(3);
+    direct.produce("relay-in", LANES, values(200));
+    wait_until_done(&direct);
+    assert!(process.ended().is_none(), "it ended: {}", process.output());
+    assert!(!proxy.hides_coordinator(), "it was not looked for");
+    assert!(process.output().contains("does not return"), "the call returned: {}", process.output());
+    assert_each_once(&direct, 200);
+}

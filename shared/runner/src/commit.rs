@@ -125,7 +125,7 @@ impl Committer {
         let serial = format!("{:x}.{:x}", self.instance, self.serial);
         let offsets = self.offsets(positions, &serial)?;
         let start = Instant::now();
-        let tried = self.try_commit(consumer, &offsets);
+        let tried = self.try_commit(consumer, offsets);
         self.insist.status.goes_on();
         match tried {
             Ok(()) => {
@@ -195,7 +195,7 @@ impl Committer {
     fn try_commit(
         &mut self,
         consumer: &BaseConsumer<GroupContext>,
-        offsets: &TopicPartitionList,
+        offsets: TopicPartitionList,
     ) -> Result<(), TransactionError> {
         if !self.open {
             self.try_produce(&[], &[])?;
@@ -205,14 +205,14 @@ impl Committer {
                 let group = consumer
                     .group_metadata()
                     .ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
-                producer.commit(self.stage, offsets, &group)
+                producer.commit(self.stage, offsets, group)
             }
             #[cfg(feature = "at-least-once")]
             Producing::AtLeastOnce(producer) => {
                 producer.flush()?;
                 reach(self.stage, Failpoint::BeforeCommit);
                 consumer
-                    .commit(offsets, rdkafka::consumer::CommitMode::Async)
+                    .commit(&offsets, rdkafka::consumer::CommitMode::Async)
                     .map_err(|error| TransactionError::Abort(error.to_string()))
             }
         }

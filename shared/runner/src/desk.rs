@@ -91,7 +91,7 @@ impl Desk {
         let group = group.ok_or_else(|| TransactionError::Fatal("the consumer has no group metadata".into()))?;
         self.producer.begin()?;
         self.producer.produce(&records.iter().map(Cow::Borrowed).collect::<Vec<_>>())?;
-        self.producer.commit(DESK, &TopicPartitionList::new(), &group)
+        self.producer.commit(DESK, TopicPartitionList::new(), group)
     }
 }
 

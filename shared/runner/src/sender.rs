@@ -67,7 +67,7 @@ impl ProducerContext for DeliveryContext {
 /// retry of the first then counts as a duplicate, so that librdkafka takes it for stored, and it is lost, also in a
 /// transaction (seen with librdkafka 2.12 and Kafka 4.4). So a partition gets its first record alone.
 pub(crate) struct Sender {
-    pub(crate) producer: BaseProducer<DeliveryContext>,
+    pub(crate) producer: Arc<BaseProducer<DeliveryContext>>,
     /// When each partition was last written to.
     known: HashMap<(Arc<str>, Lane), Instant>,
 }
@@ -105,7 +105,7 @@ impl Sender {
         }
         let context = DeliveryContext { changelog, ..DeliveryContext::default() };
         let producer = settings.create_with_context(context).map_err(|error: KafkaError| error.to_string())?;
-        Ok(Self { producer, known: HashMap::new() })
+        Ok(Self { producer: Arc::new(producer), known: HashMap::new() })
     }
 
     /// Hands records to librdkafka, which sends them in the background. `timeout` bounds the wait for room in its queue

@@ -2,12 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::Producer;
 use weir_contracts::Lane;
 
@@ -20,6 +20,9 @@ use crate::{KafkaConfig, RunnerConfig};
 /// How long librdkafka waits at once while it aborts: for records that are on their way, to no purpose, since it is this thread
 /// that has to hear of them.
 const ABORT_STEP: Duration = Duration::from_millis(50);
+
+/// How much longer than its timeout a call may take before it counts as one that never returns.
+const LATE: Duration = Duration::from_secs(1);
 
 /// Why a transaction was not committed.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub(crate) struct TransactionalProducer {
     transactional_id: String,
     changelog: Option<Arc<str>>,
     sender: Sender,
+    /// Whether a call to the producer has not returned: it is of no use any more.
+    stuck: bool,
     timeout: Duration,
 }
 
@@ -57,6 +62,7 @@ impl TransactionalProducer {
             transactional_id,
             changelog,
             sender,
+            stuck: false,
             timeout: Duration::from_millis(config.transaction_timeout_ms).min(CALL_TIMEOUT),
         })
     }
@@ -72,6 +78,7 @@ impl TransactionalProducer {
     /// Forgets the producer and its transaction in doubt; the new one must [`TransactionalProducer::fence`].
     pub(crate) fn recreate(&mut self) -> Result<(), String> {
         self.sender = Sender::new(&self.kafka, &self.config, Some(&self.transactional_id), self.changelog.clone())?;
+        self.stuck = false;
         Ok(())
     }
 
@@ -94,14 +101,19 @@ impl TransactionalProducer {
     pub(crate) fn commit(
         &mut self,
         stage: &str,
-        offsets: &TopicPartitionList,
-        group: &ConsumerGroupMetadata,
+        offsets: TopicPartitionList,
+        group: ConsumerGroupMetadata,
     ) -> Result<(), TransactionError> {
+        let positions = Arc::new((offsets, group));
         let deadline = Instant::now() + self.timeout;
         reach(stage, Failpoint::BeforeCommit);
         // While records are on their way: positions go to another broker, perhaps, and over another connection in any case.
         loop {
-            match self.sender.producer.send_offsets_to_transaction(offsets, group, self.timeout) {
+            let Some(sent) = self.send_offsets(&positions)? else {
+                self.stuck = true;
+                return Err(TransactionError::Abort("send_offsets_to_transaction does not return".into()));
+            };
+            match sent {
                 Ok(()) => break,
                 Err(error) if retriable(&error) && Instant::now() < deadline => self.sender.producer.poll(DRAIN_POLL),
                 Err(error) => {
@@ -133,6 +145,25 @@ impl TransactionalProducer {
         }
     }
 
+    /// Adds positions; none when the call does not return. librdkafka 2.12 does not keep its timeout: told three times that
+    /// the group has no coordinator, it waits until the connection to some broker changes (its issue 5456). So the call has
+    /// a thread of its own, which is left behind with the producer then.
+    fn send_offsets(
+        &self,
+        positions: &Arc<(TopicPartitionList, ConsumerGroupMetadata)>,
+    ) -> Result<Option<KafkaResult<()>>, TransactionError> {
+        let (producer, positions, timeout) = (Arc::clone(&self.sender.producer), Arc::clone(positions), self.timeout);
+        let (answer, answered) = mpsc::sync_channel(1);
+        let call = move || {
+            let (offsets, group) = &*positions;
+            // Nobody waits any more when it is late.
+            let _ = answer.send(producer.send_offsets_to_transaction(offsets, group, timeout));
+        };
+        let thread = std::thread::Builder::new().name("weir-positions".into()).spawn(call);
+        thread.map_err(|error| TransactionError::Abort(format!("no thread: {error}")))?;
+        Ok(answered.recv_timeout(self.timeout + LATE).ok())
+    }
+
     /// Waits until what was produced is acknowledged.
     pub(crate) fn drain(&self) {
         self.sender.drain(Instant::now() + self.timeout);
@@ -140,6 +171,9 @@ impl TransactionalProducer {
 
     /// Aborts whatever is open.
     pub(crate) fn abort(&mut self) -> Result<(), TransactionError> {
+        if self.stuck {
+            return Err(TransactionError::Ambiguous("the producer does not answer".into()));
+        }
         self.sender.forget();
         let deadline = Instant::now() + self.timeout;
         loop {

@@ -1,4 +1,4 @@
-//! A TCP proxy before a broker that loses the end of transactions and refuses records.
+//! A TCP proxy before a broker that loses the end of transactions, refuses records, and does not know coordinators.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 /// Numbers of requests in Kafka's protocol.
 const PRODUCE: i16 = 0;
+const FIND_COORDINATOR: i16 = 10;
 const INIT_PRODUCER_ID: i16 = 22;
 const END_TXN: i16 = 26;
 
@@ -23,11 +24,13 @@ pub enum Swallow {
 
 /// Kafka's error code of a broker that is asked for a partition it does not lead (yet).
 const NOT_LEADER: i16 = 6;
+/// Kafka's error code of a broker that is asked for a coordinator while there is none.
+const COORDINATOR_NOT_AVAILABLE: i16 = 15;
 /// How long the client gets to send another request before its refused one is answered.
 const PIPELINED: Duration = Duration::from_secs(1);
 
 /// Forwards everything between clients and a broker, until it is told to lose ends of transactions (it stops when a
-/// producer starts over) or to refuse a record.
+/// producer starts over), to refuse a record, or not to know a coordinator.
 pub struct BrokerProxy {
     port: u16,
     state: Arc<State>,
@@ -39,6 +42,7 @@ struct State {
     swallowed: AtomicU32,
     started_over: AtomicBool,
     refuse: Mutex<Option<(String, i32)>>,
+    lookups: AtomicU32,
 }
 
 impl BrokerProxy {
@@ -52,6 +56,7 @@ impl BrokerProxy {
             swallowed: AtomicU32::new(0),
             started_over: AtomicBool::new(false),
             refuse: Mutex::default(),
+            lookups: AtomicU32::new(0),
         });
         let accepting = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -90,6 +95,16 @@ impl BrokerProxy {
         self.state.refuse.lock().expect("no panic").is_some()
     }
 
+    /// Answers the next lookups of a group's coordinator as a broker does while there is none.
+    pub fn hide_coordinator(&self, lookups: u32) {
+        self.state.lookups.store(lookups, Ordering::SeqCst);
+    }
+
+    /// Whether a lookup is still to be answered so.
+    pub fn hides_coordinator(&self) -> bool {
+        self.state.lookups.load(Ordering::SeqCst) > 0
+    }
+
     /// How many were lost.
     pub fn swallowed(&self) -> u32 {
         self.state.swallowed.load(Ordering::SeqCst)
@@ -98,6 +113,13 @@ impl BrokerProxy {
     /// Whether a producer has started over since.
     pub fn started_over(&self) -> bool {
         self.state.started_over.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    /// Whether the coordinator is hidden from one more lookup.
+    fn hide_coordinator(&self) -> bool {
+        self.lookups.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 }
 
@@ -140,6 +162,12 @@ fn forward_requests(mut client: TcpStream, mut broker: TcpStream, state: &State,
         {
             wait_for_another(&client);
             if pass_on(&mut client, &refusal(&request)).is_none() {
+                break;
+            }
+            continue;
+        }
+        if key == FIND_COORDINATOR && is_of_group(&request) && state.hide_coordinator() {
+            if pass_on(&mut client, &no_coordinator(&request)).is_none() {
                 break;
             }
             continue;
@@ -207,6 +235,26 @@ fn refusal(request: &[u8]) -> Vec<u8> {
     let throttled_ms = 0_i32;
     answer.extend(throttled_ms.to_be_bytes());
     answer.push(NO_TAGS);
+    answer
+}
+
+/// Whether a lookup, version 2, asks for a group's coordinator and not for a transaction's: its last byte.
+fn is_of_group(request: &[u8]) -> bool {
+    assert_eq!(&request[..4], [0, 10, 0, 2], "a lookup of a coordinator, version 2");
+    request.last() == Some(&0)
+}
+
+/// The answer to a lookup where there is no coordinator.
+fn no_coordinator(request: &[u8]) -> Vec<u8> {
+    let throttled_ms = 0_i32;
+    let (no_message, no_node, no_host, no_port) = (-1_i16, -1_i32, 0_i16, -1_i32);
+    let mut answer = request[4..8].to_vec();
+    answer.extend(throttled_ms.to_be_bytes());
+    answer.extend(COORDINATOR_NOT_AVAILABLE.to_be_bytes());
+    answer.extend(no_message.to_be_bytes());
+    answer.extend(no_node.to_be_bytes());
+    answer.extend(no_host.to_be_bytes());
+    answer.extend(no_port.to_be_bytes());
     answer
 }
 
